@@ -30,6 +30,8 @@ class Training:
             ``recipe.steps`` counts from 0, so ``recipe.steps - first_step`` steps are taken.
         keep_at: steps at which a copy of the parameters is given back (for late rewinding).
         shrink: train the exact smaller network where that pays; ``False`` never does.
+        siblings: trainings that will share a compiled program: how many times it is paid back.
+        grain: widths of smaller networks are multiples of it; coarser grains share programs.
     """
 
     network: Network
@@ -43,6 +45,8 @@ class Training:
     first_step: int = 0
     keep_at: tuple[int, ...] = ()
     shrink: bool = True
+    siblings: int = 1
+    grain: int = 32
 
     def program(self) -> Hashable:
         """Trainings of equal program may run as lanes of one compiled program."""
@@ -52,7 +56,7 @@ class Training:
             (r.optimiser, r.batch, r.steps, r.evaluate_every, r.momentum, bool(r.weight_decay)),
             (r.decoupled, r.augment, r.loss),
             (self.data.sha256, tuple(sorted(self.data.split.items()))),
-            (self.first_step, self.keep_at, self.shrink),
+            (self.first_step, self.keep_at, self.shrink, self.siblings, self.grain),
         )
 
 

@@ -1,0 +1,328 @@
+"""Reads a network's jaxpr: which axes of which parameters are the same row of units.
+
+Every axis of every array in the traced program gets a label, and operations say which labels are
+one: a matrix product joins the axes it contracts, an elementwise operation joins axes position by
+position, a broadcast passes them on. Labels that end up together are a *group*: the units of a
+hidden layer, seen from the kernel that makes them, their bias, and the kernel that reads them. An
+operation that mixes or reduces a group (a norm, a softmax, a reshape that is no flattening) makes
+it *fixed*, with the reason.
+
+This is the only room that touches `jax.extend.core`. Comparing primitives by name keeps it
+independent of where JAX keeps them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from secateur.core.network import Network, Stats
+from secateur.core.trees import Params, flatten
+
+# Each output element depends on the input elements at the same position alone.
+ELEMENTWISE = frozenset(
+    """abs add add_any and atan2 ceil clamp convert_element_type copy copy_p cos div eq erf erfc
+    exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg
+    not or pow reduce_precision rem round rsqrt select_n sign sin sqrt square stop_gradient sub
+    tan tanh xor""".split()
+)
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+class Label:
+    """One axis, and every axis found to be the same one (a union-find node)."""
+
+    def __init__(self, size: int) -> None:
+        self.parent: Label | None = None
+        self.size = size
+        self.fixed: str | None = None
+
+    def root(self) -> Label:
+        node = self
+        while node.parent is not None:
+            node = node.parent
+        return node
+
+    def join(self, other: Label) -> None:
+        a, b = self.root(), other.root()
+        if a is not b:
+            b.parent = a
+            a.fixed = a.fixed or b.fixed
+
+    def fix(self, why: str) -> None:
+        root = self.root()
+        root.fixed = root.fixed or why
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One matrix product of a parameter with what depends on the input."""
+
+    kernel: str
+    in_axis: int
+    out_axis: int
+    in_group: int
+    out_group: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Axes that are one row of units.
+
+    Attributes:
+        members: ``(leaf, axis)`` of every parameter that has these units.
+        size: number of units.
+        fixed: why no unit may be removed, or ``None``.
+        is_input: the features of the flattened input.
+    """
+
+    members: tuple[tuple[str, int], ...]
+    size: int
+    fixed: str | None
+    is_input: bool
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The dense layers of a network and the rows of units between them.
+
+    Attributes:
+        groups: by number, as `Dense` refers to them.
+        layers: in the order of the program, so a layer's inputs come before its outputs.
+        unread: leaf -> why it is not (only) the kernel of a dense layer or a bias of units.
+    """
+
+    groups: tuple[Group, ...]
+    layers: tuple[Dense, ...]
+    unread: dict[str, str]
+
+
+@dataclass
+class _Seen:
+    """What is known of one variable: a label an axis, the leaf it is, whether the input is in it."""
+
+    labels: list[Label]
+    leaf: str | None = None
+    leaf_axes: list[int] | None = None  # axis of the leaf behind each axis, after transpositions
+    from_input: bool = False
+    raw_input: bool = False  # the network's input itself, so that its flattening is recognised
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.sites: list[tuple[str, int, int, Label, Label]] = []
+        self.unread: dict[str, str] = {}
+        self.input_features: Label | None = None
+
+    def fresh(self, shape: tuple[int, ...], why: str | None = None) -> list[Label]:
+        labels = [Label(n) for n in shape]
+        if why:
+            for label in labels:
+                label.fix(why)
+        return labels
+
+    def walk(self, jaxpr: Jaxpr, consts: list[_Seen], args: list[_Seen]) -> list[_Seen]:
+        env: dict[Any, _Seen] = {}
+
+        def read(atom: Any) -> _Seen:
+            if isinstance(atom, Literal):
+                return _Seen(self.fresh(np.shape(atom.val)))
+            return env[atom]
+
+        env.update(zip(jaxpr.constvars, consts))
+        env.update(zip(jaxpr.invars, args))
+        for eqn in jaxpr.eqns:
+            ins = [read(atom) for atom in eqn.invars]
+            outs = self.equation(eqn, ins)
+            env.update(zip(eqn.outvars, outs))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(self, eqn: Any, ins: list[_Seen]) -> list[_Seen]:
+        name = eqn.primitive.name
+        if name in CALLS and CALLS[name] in eqn.params:
+            inner = eqn.params[CALLS[name]]
+            closed = isinstance(inner, ClosedJaxpr)
+            held = inner.consts if closed else []
+            consts = [_Seen(self.fresh(np.shape(c), "a constant has it")) for c in held]
+            return self.walk(inner.jaxpr if closed else inner, consts, ins)
+        from_input = any(i.from_input for i in ins)
+        shapes = [v.aval.shape for v in eqn.outvars]
+        rule = getattr(self, f"_{name}", None)
+        if name in ELEMENTWISE:
+            return [self._elementwise(ins, shapes[0], from_input)]
+        if rule is not None:
+            seen = rule(eqn, ins, shapes[0], from_input)
+            if seen is not None:
+                return [seen]
+        for i in ins:
+            for label in i.labels:
+                label.fix(f"it goes through {name}")
+            if i.leaf:
+                self.unread.setdefault(i.leaf, f"it goes through {name}")
+        return [_Seen(self.fresh(s, f"it comes out of {name}"), None, None, from_input) for s in shapes]
+
+    def _elementwise(self, ins: list[_Seen], shape: tuple[int, ...], from_input: bool) -> _Seen:
+        out = self.fresh(shape)
+        for i in ins:
+            for axis, label in enumerate(i.labels if len(i.labels) == len(shape) else []):
+                if label.size == shape[axis]:
+                    out[axis].join(label)
+        leaf = next((i for i in ins if i.leaf), None)
+        if leaf is not None and len(ins) == 1:
+            return _Seen(out, leaf.leaf, leaf.leaf_axes, from_input)  # a cast keeps what it is
+        return _Seen(out, None, None, from_input)
+
+    def _dot_general(
+        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
+    ) -> _Seen | None:
+        (lhs_c, rhs_c), (lhs_b, rhs_b) = eqn.params["dimension_numbers"]
+        if lhs_b or rhs_b or len(lhs_c) != 1:
+            return None
+        a, b = ins
+        a.labels[lhs_c[0]].join(b.labels[rhs_c[0]])
+        free_a = [l for k, l in enumerate(a.labels) if k not in lhs_c]
+        free_b = [l for k, l in enumerate(b.labels) if k not in rhs_c]
+        for kernel, other, contracted in ((a, b, lhs_c[0]), (b, a, rhs_c[0])):
+            if kernel.leaf is None:
+                continue
+            if not other.from_input or len(kernel.labels) != 2 or kernel.leaf_axes is None:
+                self.unread.setdefault(kernel.leaf, "it is multiplied by something without input")
+                continue
+            free = 1 - contracted
+            self.sites.append(
+                (
+                    kernel.leaf,
+                    kernel.leaf_axes[contracted],
+                    kernel.leaf_axes[free],
+                    kernel.labels[contracted],
+                    kernel.labels[free],
+                )
+            )
+        return _Seen([*free_a, *free_b], None, None, from_input)
+
+    def _broadcast_in_dim(
+        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
+    ) -> _Seen:
+        out = self.fresh(shape)
+        for axis, to in enumerate(eqn.params["broadcast_dimensions"]):
+            if ins[0].labels[axis].size == shape[to]:
+                out[to].join(ins[0].labels[axis])
+        return _Seen(out, None, None, from_input)
+
+    def _transpose(
+        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
+    ) -> _Seen:
+        order = eqn.params["permutation"]
+        axes = ins[0].leaf_axes
+        return _Seen(
+            [ins[0].labels[k] for k in order],
+            ins[0].leaf,
+            None if axes is None else [axes[k] for k in order],
+            from_input,
+        )
+
+    def _squeeze(
+        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
+    ) -> _Seen:
+        gone = eqn.params["dimensions"]
+        return _Seen([l for k, l in enumerate(ins[0].labels) if k not in gone], None, None, from_input)
+
+    def _reshape(
+        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
+    ) -> _Seen | None:
+        labels = [l for l in ins[0].labels if l.size != 1]
+        wanted = [n for n in shape if n != 1]
+        if [l.size for l in labels] == wanted:  # only axes of size 1 come or go
+            rest = iter(labels)
+            return _Seen([next(rest) if n != 1 else Label(1) for n in shape], None, None, from_input)
+        features = self.input_features
+        flattened = features is not None and shape == (ins[0].labels[0].size, features.size)
+        if ins[0].raw_input and flattened:
+            return _Seen([ins[0].labels[0], features], None, None, True)
+        return None
+
+
+def read(network: Network, params: Params, stats: Stats) -> Structure:
+    """The dense structure of ``network.apply``, from its jaxpr; nothing is computed.
+
+    Axes of size 1 never form a group. A layer that the reader does not understand leaves its
+    groups fixed and is named in ``unread``: callers fall back to the full network openly.
+    """
+    flat = flatten(params)
+    names = list(flat)
+    batch = 7  # a size that tells the example axis from others in error messages, nothing more
+    x = jax.ShapeDtypeStruct((batch, *network.input_shape), jax.numpy.result_type(float))
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), (params, stats))
+    closed = jax.make_jaxpr(network.apply)(*shapes, x)
+
+    reader = _Reader()
+    leaves = [
+        _Seen(reader.fresh(np.shape(a)), name, list(range(np.ndim(a))))
+        for name, a in zip(names, jax.tree.leaves(params))
+    ]
+    stats_seen = [_Seen(reader.fresh(np.shape(a), "batch statistics")) for a in jax.tree.leaves(stats)]
+    image = _Seen(reader.fresh((batch, *network.input_shape)), from_input=True)
+    image.labels[0].fix("it is the example axis")
+    if len(network.input_shape) == 1:
+        reader.input_features = image.labels[1]
+    else:
+        reader.input_features = Label(int(np.prod(network.input_shape)))
+        image.raw_input = True
+    consts = [_Seen(reader.fresh(np.shape(c), "a constant has it")) for c in closed.consts]
+    outs = reader.walk(closed.jaxpr, consts, [*leaves, *stats_seen, image])
+    for out in outs:
+        for label in out.labels:
+            label.fix("it is the output")
+    for one in leaves:
+        for label in one.labels:
+            if label.size == 1:
+                label.fix("it has one unit")
+    return _collect(reader, leaves)
+
+
+def _collect(reader: _Reader, leaves: list[_Seen]) -> Structure:
+    numbers: dict[int, int] = {}
+    roots: list[Label] = []
+    members: list[list[tuple[str, int]]] = []
+
+    def number(label: Label) -> int:
+        root = label.root()
+        if id(root) not in numbers:
+            numbers[id(root)] = len(roots)
+            roots.append(root)
+            members.append([])
+        return numbers[id(root)]
+
+    uses: dict[str, int] = {}
+    for kernel, *_ in reader.sites:
+        uses[kernel] = uses.get(kernel, 0) + 1
+    for kernel, count in uses.items():
+        if count > 1:
+            reader.unread.setdefault(kernel, f"it is used by {count} products")
+    layers = tuple(
+        Dense(kernel, i, o, number(i_label), number(o_label))
+        for kernel, i, o, i_label, o_label in reader.sites
+    )
+    for seen in leaves:
+        assert seen.leaf is not None
+        for axis, label in enumerate(seen.labels):
+            members[number(label)].append((seen.leaf, axis)) if label.size != 1 else None
+    assert reader.input_features is not None
+    features = reader.input_features.root()
+    groups = tuple(
+        Group(tuple(m), root.size, root.fixed, root is features) for root, m in zip(roots, members)
+    )
+    return Structure(groups, layers, dict(reader.unread))

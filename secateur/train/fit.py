@@ -1,0 +1,378 @@
+"""One training, or several as lanes of one program: prepare, run in chunks, give back full shapes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from secateur.core.errors import SecateurError
+from secateur.core.trees import apply_mask, flatten, unflatten
+from secateur.data import examples as sets
+from secateur.structure import shrink
+from secateur.train.order import Order
+from secateur.train.program import (
+    Carry,
+    Chunk,
+    Examples,
+    Given,
+    masks_on_device,
+    programs,
+    static_of,
+)
+from secateur.train.training import Fitted, NoWatch, Training, Watch
+
+CHUNK = 1000  # steps of one call: seconds at most, so that a kill loses little and a tick is prompt
+
+
+def fit(training: Training, watch: Watch | None = None) -> Fitted:
+    """Trains once.
+
+    The loop is compiled once for a (network, recipe) pair. The start is masked, gradients and
+    updates are masked, and at the end of every chunk the largest magnitude at a pruned place, in
+    parameters and moments, is recorded: `Fitted.checks` says that it was exactly 0.
+
+    Raises:
+        SecateurError: for data that does not fit the network or the batch.
+    """
+    return _fit([training], [watch or NoWatch()], lanes=False)[0]
+
+
+def fit_lanes(trainings: Sequence[Training], watches: Sequence[Watch] | None = None) -> list[Fitted]:
+    """Trains several at once, as lanes of one vmapped program.
+
+    Each lane gets what it would get alone, up to the order of floating-point sums.
+
+    Raises:
+        SecateurError: where the trainings differ in more than data (`Training.program`).
+    """
+    if len({t.program() for t in trainings}) != 1:
+        raise SecateurError(
+            "lanes share network, data and recipe up to rate, schedule and decay; "
+            "train those that differ separately."
+        )
+    return _fit(list(trainings), list(watches or [NoWatch()] * len(trainings)), lanes=True)
+
+
+@lru_cache(maxsize=8)
+def _on_device(examples: _ById, mean: tuple[float, ...], std: tuple[float, ...]) -> Examples:
+    held = examples.held
+    return Examples(
+        jnp.asarray(held.images), jnp.asarray(held.labels), jnp.asarray(mean), jnp.asarray(std)
+    )
+
+
+class _ById:
+    """Arrays have no hash; a set of examples is the same one if it is the same object."""
+
+    def __init__(self, held: sets.Examples) -> None:
+        self.held = held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and other.held is self.held
+
+
+def _device(examples: sets.Examples, data: sets.Sets) -> Examples:
+    return _on_device(_ById(examples), tuple(data.mean), tuple(data.std))
+
+
+def _cut(data: Examples, features: np.ndarray) -> Examples:
+    """The set with the features that a smaller network reads; means and deviations per feature."""
+    images = np.asarray(data.images).reshape(len(data.labels), -1)[:, features]
+    shape = data.images.shape[1:]
+    spread = lambda v: jnp.broadcast_to(v, shape).reshape(-1)[features]
+    return Examples(jnp.asarray(images), data.labels, spread(data.mean), spread(data.std))
+
+
+def _stack(trees: Sequence[Any], lanes: bool) -> Any:
+    if not lanes:
+        return jax.tree.map(jnp.asarray, trees[0])
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(a) for a in leaves]), *trees)
+
+
+def _lane(tree: Any, k: int, lanes: bool) -> Any:
+    return jax.tree.map(lambda a: np.asarray(a[k] if lanes else a), tree)
+
+
+def _check(training: Training) -> None:
+    data, network = training.data, training.network
+    if tuple(data.train.images.shape[1:]) != tuple(network.input_shape):
+        raise SecateurError(
+            f"{network.name} takes inputs of shape {tuple(network.input_shape)}, but the examples "
+            f"of {data.name} have shape {tuple(data.train.images.shape[1:])}; give the network "
+            "that input_shape."
+        )
+    highest = int(max(np.max(e.labels) for e in (data.train, data.validation, data.test)))
+    if highest >= network.outputs:
+        raise SecateurError(
+            f"{data.name} has label {highest}, but {network.name} has {network.outputs} outputs; "
+            f"give it at least {highest + 1}."
+        )
+    left = training.recipe.steps - training.first_step
+    if left < 0 or left % training.recipe.evaluate_every:
+        raise SecateurError(
+            f"from step {training.first_step} to {training.recipe.steps} is no multiple of "
+            f"evaluate_every ({training.recipe.evaluate_every}); rewind to a step that is."
+        )
+    wrong = [k for k in training.keep_at if k % training.recipe.evaluate_every]
+    if wrong:
+        raise SecateurError(
+            f"a copy can be kept where evaluations are, each {training.recipe.evaluate_every} "
+            f"steps, not at step {wrong[0]}."
+        )
+
+
+def pays(training: Training, saved: float) -> bool:
+    """Whether training a network with ``saved`` fewer weights wins its compilation back.
+
+    A program takes about 3 CPU seconds to compile; a step saves about 4.5 ns a weight and example
+    of a batch of 60 (measured: benchmarks/train_lenet.py). `Training.siblings` share the program.
+    """
+    seconds = 7.5e-11 * saved * training.recipe.batch * training.recipe.steps
+    return seconds * max(1, training.siblings) > 3.0
+
+
+def _selections(trainings: list[Training]) -> list[shrink.Selection] | None:
+    """The smaller networks to train, all of one shape, or None for full size."""
+    first = trainings[0]
+    if not first.shrink or first.network.input_shape == () or shrink.reason_full(first.network):
+        return None
+    decays = bool(first.recipe.weight_decay)
+    if first.recipe.augment != "none":
+        return None  # augmentation needs whole images; a hidden unit less does not pay for two ways
+    kept = [shrink.kept(t.network, t.mask, t.start, decays) for t in trainings]
+    found = shrink.select(kept, first.grain)
+    if not found[0].units:
+        return None
+    small = found[0].take(first.start)
+    saved = sum(np.size(a) for a in jax.tree.leaves(first.start)) - sum(
+        np.size(a) for a in jax.tree.leaves(small)
+    )
+    if not pays(first, saved):
+        return None
+    if shrink.agrees(first.network, found[0], first.start, first.mask):
+        return None
+    return found
+
+
+def _fit(trainings: list[Training], watches: list[Watch], lanes: bool) -> list[Fitted]:
+    for training in trainings:
+        _check(training)
+    began = time.perf_counter(), time.process_time()
+    first = trainings[0]
+    recipe, network = first.recipe, first.network
+    run = programs(static_of(network, recipe), lanes)
+
+    starts = [jax.tree.map(np.asarray, apply_mask(t.mask, t.start)) for t in trainings]
+    selections = _selections(trainings)
+    small = [s.take(p) for s, p in zip(selections, starts)] if selections else starts
+    masks = [s.take(t.mask) for s, t in zip(selections, trainings)] if selections else None
+    dtype = np.asarray(jax.tree.leaves(first.start)[0]).dtype
+    train, validation = _device(first.data.train, first.data), _device(first.data.validation, first.data)
+    features = [s.features() for s in selections] if selections else [None]
+    if features[0] is not None and not lanes:
+        train, validation = _cut(train, features[0]), _cut(validation, features[0])
+
+    def given(masks: list[Any], features: list[Any]) -> Given:
+        return Given(
+            masks_on_device(_stack(masks, lanes)),
+            jnp.stack([t.key for t in trainings]) if lanes else first.key,
+            _stack([np.asarray(t.alpha, dtype) for t in trainings], lanes),
+            _stack([np.asarray(t.recipe.weight_decay, dtype) for t in trainings], lanes),
+            _stack([np.asarray(f, np.int32) for f in features], lanes)
+            if lanes and features[0] is not None
+            else None,
+        )
+
+    state = _Run(trainings, watches, lanes, dtype)
+    inside = given(masks or [t.mask for t in trainings], features)
+    carry, point = run["begin"](
+        inside, _stack(small, lanes), _stack([t.stats for t in trainings], lanes), validation
+    )
+    carry = state.begin(carry, point)
+    while state.step < recipe.steps:
+        chunk = state.chunk()
+        carry, points = run["chunk"](inside, carry, chunk, train, validation)
+        state.record(carry, points)
+
+    outside = given([t.mask for t in trainings], [None])
+    return _finish(trainings, state, carry, starts, selections, run["evaluate"], outside, began)
+
+
+class _Run:
+    """The host's side of a training: position, data order, curves, copies, checkpoints."""
+
+    def __init__(
+        self, trainings: list[Training], watches: list[Watch], lanes: bool, dtype: Any
+    ) -> None:
+        first = trainings[0]
+        self.trainings, self.watches, self.lanes, self.dtype = trainings, watches, lanes, dtype
+        self.recipe = first.recipe
+        self.step = first.first_step
+        examples = len(first.data.train.labels)
+        self.orders = [Order(t.key, examples, self.recipe.batch) for t in trainings]
+        self.curve: dict[str, list[np.ndarray]] = {}
+        self.kept: dict[int, Any] = {}
+        self.leak, self.finite = 0.0, True
+        every = self.recipe.evaluate_every
+        evaluations = (self.recipe.steps - first.first_step) // every
+        # Chunks end where copies are kept; all have one size, so that one program serves them.
+        stops = [evaluations, *((k - first.first_step) // every for k in first.keep_at)]
+        common = math.gcd(*stops) or 1
+        per = max(1, CHUNK // every)
+        self.per_chunk = max(d for d in range(1, min(per, common) + 1) if common % d == 0)
+
+    def begin(self, carry: Carry, point: Any) -> Carry:
+        """The carry to go on from: the start, or a published checkpoint."""
+        first = self.trainings[0]
+        shift = lambda c: c._replace(step=c.step + first.first_step)
+        carry = shift(carry)._replace(best_step=carry.best_step + first.first_step)
+        self._note(np.asarray([first.first_step]), point)
+        self._keep(carry)
+        saved = [w.load() for w in self.watches]
+        if any(s is None for s in saved) or len({int(s["step"]) for s in saved if s}) != 1:
+            return carry
+        return self._restore(carry, [s for s in saved if s is not None])
+
+    def chunk(self) -> Chunk:
+        """Data order and rates of the next chunk."""
+        every, n = self.recipe.evaluate_every, self.per_chunk
+        steps = np.arange(self.step, self.step + n * every)
+        index = [o.indices(self.step, n * every).reshape(n, every, -1) for o in self.orders]
+        rate = [t.recipe.rates(steps).reshape(n, every).astype(self.dtype) for t in self.trainings]
+        return Chunk(_stack(index, self.lanes), _stack(rate, self.lanes))
+
+    def record(self, carry: Carry, points: Any) -> None:
+        every = self.recipe.evaluate_every
+        self.leak = max(self.leak, float(np.max(points.pop("leak"))))
+        self.finite = self.finite and bool(np.all(points.pop("finite")))
+        steps = self.step + every * np.arange(1, self.per_chunk + 1)
+        self._note(steps, points)
+        self.step = int(steps[-1])
+        self._keep(carry)
+        for k, watch in enumerate(self.watches):
+            watch.tick(self.step, self.recipe.steps, lambda k=k: self._state(carry, k))  # type: ignore[misc]
+
+    def _note(self, steps: np.ndarray, points: Any) -> None:
+        """Appends to the curves; arrays are (lanes, evaluations) or (evaluations,)."""
+        lanes = len(self.trainings)
+        self.curve.setdefault("step", []).append(np.tile(steps, (lanes, 1)))
+        for name, values in points.items():
+            self.curve.setdefault(name, []).append(np.asarray(values).reshape(lanes, -1))
+
+    def _keep(self, carry: Carry) -> None:
+        if self.step in self.trainings[0].keep_at:
+            copy = lambda tree: jax.tree.map(np.array, tree)
+            self.kept[self.step] = (copy(carry.params), copy(carry.stats))
+
+    def _state(self, carry: Carry, k: int) -> dict[str, np.ndarray]:
+        state = {f"carry/{n}": a for n, a in flatten(_lane(carry, k, self.lanes)).items()}
+        for step, pair in self.kept.items():
+            for n, a in flatten(_lane(pair, k, self.lanes)).items():
+                state[f"kept/{step}/{n}"] = a
+        for name, parts in self.curve.items():
+            state[f"curve/{name}"] = np.concatenate([p[k] for p in parts])
+        state["step"] = np.asarray(self.step)
+        state["leak"], state["finite"] = np.asarray(self.leak), np.asarray(self.finite)
+        return state
+
+    def _restore(self, carry: Carry, saved: list[dict[str, np.ndarray]]) -> Carry:
+        part = lambda s, prefix: {
+            k.removeprefix(prefix): a for k, a in s.items() if k.startswith(prefix)
+        }
+        self.step = int(saved[0]["step"])
+        self.leak = max(float(s["leak"]) for s in saved)
+        self.finite = all(bool(s["finite"]) for s in saved)
+        curves = [part(s, "curve/") for s in saved]
+        self.curve = {name: [np.stack([c[name] for c in curves])] for name in curves[0]}
+        template = (carry.params, carry.stats)
+        for step in self.trainings[0].keep_at:
+            if step <= self.step:
+                pairs = [unflatten(part(s, f"kept/{step}/"), template) for s in saved]
+                self.kept[step] = jax.tree.map(np.asarray, _stack(pairs, self.lanes))
+        return _stack([unflatten(part(s, "carry/"), carry) for s in saved], self.lanes)
+
+
+def _finish(
+    trainings: list[Training],
+    state: _Run,
+    carry: Carry,
+    starts: list[Any],
+    selections: list[shrink.Selection] | None,
+    evaluate: Callable[..., Any],
+    given: Given,
+    began: tuple[float, float],
+) -> list[Fitted]:
+    """Scatters back to full shapes, and looks at the test set: at the best parameters and the last."""
+    lanes, data = state.lanes, trainings[0].data
+
+    def whole(params: Any, k: int) -> Any:
+        small = _lane(params, k, lanes)
+        return selections[k].put(small, starts[k]) if selections else small
+
+    count = range(len(trainings))
+    last = [whole(carry.params, k) for k in count]
+    best = [whole(carry.best_params, k) for k in count]
+    test, train = _device(data.test, data), _device(data.train, data)
+
+    def score(params: list[Any], stats: Any, examples: Examples) -> np.ndarray:
+        values = evaluate(given, _stack(params, lanes), stats, examples)
+        return np.asarray(jnp.stack(values)).reshape(2, len(trainings))
+
+    at_last, at_train = score(last, carry.stats, test), score(last, carry.stats, train)
+    at_best = score(best, carry.best_stats, test)
+    wall = (time.perf_counter() - began[0]) / len(trainings)
+    cpu = (time.process_time() - began[1]) / len(trainings)
+    fitted = []
+    for k, training in enumerate(trainings):
+        curve = {name: np.concatenate([p[k] for p in parts]) for name, parts in state.curve.items()}
+        lowest = int(np.argmin(curve["validation_loss"]))
+        pruned = [
+            float(np.max(np.abs(np.where(m, 0, p)), initial=0))
+            for m, p in zip(flatten(training.mask).values(), flatten(last[k]).values())
+            if m is not None
+        ]
+        fitted.append(
+            Fitted(
+                last[k],
+                _lane(carry.stats, k, lanes),
+                best[k],
+                _lane(carry.best_stats, k, lanes),
+                {
+                    step: (whole(pair[0], k), _lane(pair[1], k, lanes))
+                    for step, pair in state.kept.items()
+                },
+                curve,
+                _point(curve, lowest, at_best[:, k]),
+                _point(curve, -1, at_last[:, k])
+                | {"train_loss": float(at_train[0, k]), "train_accuracy": float(at_train[1, k])},
+                selections[k].widths() if selections else {},
+                {
+                    "pruned weights and moments exactly zero": state.leak == 0,
+                    "pruned weights of the result exactly zero": max(pruned, default=0.0) == 0,
+                    "finite parameters and moments": state.finite,
+                    "finite losses": bool(np.all(np.isfinite(curve["validation_loss"]))),
+                },
+                {"cpu": cpu, "wall": wall},
+            )
+        )
+    return fitted
+
+
+def _point(curve: dict[str, np.ndarray], at: int, test: np.ndarray) -> dict[str, float]:
+    return {
+        "step": int(curve["step"][at]),
+        "validation_loss": float(curve["validation_loss"][at]),
+        "validation_accuracy": float(curve["validation_accuracy"][at]),
+        "test_loss": float(test[0]),
+        "test_accuracy": float(test[1]),
+    }
