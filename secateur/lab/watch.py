@@ -1,0 +1,125 @@
+"""What the lab gives to a training: it reports progress, publishes checkpoints, and can stop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from secateur.core.errors import SecateurError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from secateur.lab.checkpoints import Publisher
+
+State: TypeAlias = "Callable[[], dict[str, np.ndarray]]"
+INTERVAL = 30.0  # seconds between checkpoints
+
+
+class Watch(Protocol):
+    """What `fit` may ask and tell."""
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """The last published state of this training; it may be that of its last step."""
+        ...
+
+    def tick(self, step: int, steps: int, state: State) -> None:
+        """Called at the end of every chunk; may call `state()` and keep what it gives."""
+        ...
+
+
+class Stopped(SecateurError):
+    """The run was asked to stop; the cell's checkpoint is published."""
+
+
+class CellWatch:
+    """The watches of one cell, which may train several times.
+
+    Args:
+        publisher: where checkpoints go.
+        address: the cell's.
+        interval: seconds between checkpoints, at most one in so many.
+        tell: called with (step, steps) at every tick.
+        warn: called with a sentence.
+        stopping: asked at every tick whether to publish and stop.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        address: str,
+        interval: float = INTERVAL,
+        tell: Callable[[int, int], None] = lambda step, steps: None,
+        warn: Callable[[str], None] = lambda sentence: None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.publisher, self.address, self.interval = publisher, address, interval
+        self.tell, self.warn, self.stopping = tell, warn, stopping
+        self.earlier = {"cpu": 0.0, "wall": 0.0}  # seconds spent by tries before this one
+        self.published = False
+        self._cpu, self._wall = time.process_time(), time.monotonic()
+        self._last = time.monotonic()
+        self._count = 0
+        # Trainings of this cell that ended since the last publication: number -> last state.
+        self._ended: dict[int, dict[str, np.ndarray]] = {}
+
+    def training(self) -> Watch:
+        """The watch of the cell's next training."""
+        self._count += 1
+        return _TrainingWatch(self, self._count - 1)
+
+    def spent(self) -> dict[str, float]:
+        """CPU and wall seconds of this cell so far, earlier tries included."""
+        return {
+            "cpu": self.earlier["cpu"] + time.process_time() - self._cpu,
+            "wall": self.earlier["wall"] + time.monotonic() - self._wall,
+        }
+
+    def load(self, number: int) -> dict[str, np.ndarray] | None:
+        """The published state of training `number`; a damaged one is ignored, with a warning."""
+        found = self.publisher.load(self.address, number)
+        if isinstance(found, str):
+            self.warn(f"{found}; starting this training again")
+            return None
+        if found is None:
+            return None
+        state, note = found
+        self.earlier = {name: float(note.get(name, 0.0)) for name in self.earlier}
+        self.published = True
+        return state
+
+    def tick(self, number: int, step: int, steps: int, state: State) -> None:
+        """Reports; publishes where the interval has passed or the run is asked to stop."""
+        self.tell(step, steps)
+        stop = self.stopping()
+        due = time.monotonic() - self._last >= self.interval
+        # The state of a training that has ended is kept until it is published: its cell may train
+        # again, and then losing the first training would cost more than one interval.
+        if step >= steps and not due:
+            self._ended[number] = state()
+        if stop or due:
+            now = {**self._ended, number: state()}
+            self._ended = {}
+            note = {**self.spent(), "step": step, "steps": steps}
+            for which, arrays in now.items():
+                if trouble := self.publisher.publish(self.address, which, arrays, note):
+                    self.warn(trouble)
+                else:
+                    self.published = True
+            self._last = time.monotonic()
+        if stop:
+            raise Stopped("stopped")
+
+
+class _TrainingWatch:
+    """One training of a cell."""
+
+    def __init__(self, cell: CellWatch, number: int) -> None:
+        self.cell, self.number = cell, number
+
+    def load(self) -> dict[str, Any] | None:
+        return self.cell.load(self.number)
+
+    def tick(self, step: int, steps: int, state: State) -> None:
+        self.cell.tick(self.number, step, steps, state)
