@@ -1,0 +1,49 @@
+"""The page's figures as files: SVG, PDF and PNG, drawn without a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from secateur.core.errors import SecateurError, lookup
+from secateur.report.view import View
+
+FORMATS = {"svg": "vector, for the web", "pdf": "vector, for print", "png": "pixels, two a point"}
+
+
+def save_figures(
+    view: View, folder: str | Path, formats: Sequence[str] = ("svg", "pdf", "png")
+) -> list[Path]:
+    """Write each figure of `view` as ``FOLDER/STUDY-FIGURE.FORMAT`` and return the paths.
+
+    Raises:
+        SecateurError: for an unknown format, or where vl-convert is not installed.
+    """
+    for name in formats:
+        lookup("figure format", name, FORMATS)
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise SecateurError(
+            "figures as files need vl-convert, which is not installed: "
+            "run pip install 'secateur[figures]'."
+        ) from error
+
+    from secateur.report import charts, files
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for curves in view.figures:
+        spec = charts.draw(view, curves, charts.PRINT)
+        svg = vl_convert.vegalite_to_svg(spec)
+        for name in formats:
+            path = folder / f"{view.study}-{curves.name}.{name}"
+            if name == "svg":
+                files.publish(path, svg.encode())
+            elif name == "pdf":
+                files.publish(path, vl_convert.svg_to_pdf(svg))
+            else:
+                files.publish(path, vl_convert.svg_to_png(svg, scale=2))
+            paths.append(path)
+    return paths
