@@ -160,7 +160,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr in a terminal, else one line; gives the function to call with the bytes here."""
+    """A bar on stderr in a terminal, else one line; gives the function to tell the bytes here."""
     if not sys.stderr.isatty():
         print(f"Downloading {what} ({total / 1e6:.1f} MB)", file=sys.stderr, flush=True)
         yield lambda n: None

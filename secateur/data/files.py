@@ -78,9 +78,15 @@ def read_tar(path: Path, names: Sequence[str]) -> dict[str, Raw]:
     return found
 
 
+def _brief(error: Exception) -> str:
+    """The first line and sentence of what a library says, so that ours remains one sentence."""
+    text = str(error).split("\n")[0].split(". ")[0].rstrip(".:")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def _damaged(path: Path, size: int, error: Exception) -> str:
     early = isinstance(error, EOFError) or "unexpected end" in str(error)
-    what = "ends early" if early else f"is damaged ({error})"
+    what = "ends early" if early else f"is damaged ({_brief(error)})"
     return f"{path} ({size:,} bytes) {what}: {REPLACE}."
 
 
@@ -192,7 +198,7 @@ def unpickle(raw: Raw) -> Any:
     except Exception as error:
         raise SecateurError(
             f"{raw.where} ({len(raw.data):,} bytes) is not a whole pickle "
-            f"({type(error).__name__}: {error}): {REPLACE}."
+            f"({_brief(error)}): {REPLACE}."
         ) from error
 
 
@@ -276,7 +282,7 @@ def svhn_examples(raw: Raw) -> Examples:
     except Exception as error:
         raise SecateurError(
             f"{raw.where} ({len(raw.data):,} bytes) is not a whole MATLAB v5 file "
-            f"({type(error).__name__}: {error}): {REPLACE}."
+            f"({_brief(error)}): {REPLACE}."
         ) from error
     x, y = held.get("X"), held.get("y")
     if (
