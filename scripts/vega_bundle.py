@@ -1,7 +1,7 @@
 """Make the drawing library that every page carries: `python scripts/vega_bundle.py`.
 
-Needs the extra [figures]. Writes `secateur/report/assets/vega.js.gz`: Vega, Vega-Lite and Vega-Embed
-as one script, compressed (a third of the size, in the package and in the page, which inflates it).
+Needs the extra [figures]. Writes `secateur/report/assets/vega.js.gz`: Vega, Vega-Lite and
+Vega-Embed as one script, compressed to a third, in the package and in the page, which inflates it.
 Run it at a release when altair's Vega-Lite moves on; the licence texts beside the bundle come from
 the packages' own archives on the JavaScript registry.
 """

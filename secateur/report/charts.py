@@ -120,12 +120,12 @@ def draw(view: View, curves: Curves, theme: Theme = PAGE) -> dict[str, Any]:
             y=y,
             color=colour,
             detail="seed:N",
-            opacity=alt.condition(shown, alt.value(0.45), alt.value(0)),
+            opacity=alt.condition(shown, alt.value(0.32), alt.value(0)),
         )
     )
     chosen = (
         alt.Chart(seeds_data)
-        .mark_line(aria=False, strokeWidth=1.4, strokeJoin="round")
+        .mark_line(aria=False, strokeWidth=1.2, strokeJoin="round")
         .encode(
             x=x,
             y=y,
@@ -147,7 +147,7 @@ def draw(view: View, curves: Curves, theme: Theme = PAGE) -> dict[str, Any]:
     )
     markers = (
         alt.Chart(means_data)
-        .mark_point(aria=False, filled=True, size=42, stroke=theme.paper, strokeWidth=0.8)
+        .mark_point(aria=False, filled=True, size=50, stroke=theme.paper, strokeWidth=0.8)
         .encode(
             x=x,
             y=y,
@@ -208,6 +208,7 @@ def draw(view: View, curves: Curves, theme: Theme = PAGE) -> dict[str, Any]:
             height=380 if theme.on_page else 340,
             title=_title(curves, theme),
             description=f"{curves.title}. {curves.caption}",
+            padding={"left": 0, "right": 0, "top": 4, "bottom": 2} if theme.on_page else 8,
             autosize=alt.AutoSizeParams(type="fit-x" if theme.on_page else "pad"),
             background="transparent" if theme.on_page else theme.paper,
         )
@@ -243,11 +244,12 @@ def _scales(
             orient="bottom",
             columns=2,
             labelExpr=f"{json.dumps(labels)}[datum.value]",
-            symbolSize=90,
+            symbolType="stroke",
+            symbolSize=420,
             symbolStrokeWidth=2.4,
             labelLimit=320,
         )
-    y = {
+    y: dict[str, Any] = {
         "scale": alt.Scale(zero=False, nice=True, padding=6),
         "axis": alt.Axis(title=None, tickCount=6, **_labels(curves.percent_y)),
     }
@@ -259,7 +261,7 @@ def _scales(
             "branch:N", scale=alt.Scale(domain=names, range=pick(DASHES)), legend=legend
         ),
         "shape": alt.Shape(
-            "branch:N", scale=alt.Scale(domain=names, range=pick(SHAPES)), legend=legend
+            "branch:N", scale=alt.Scale(domain=names, range=pick(SHAPES)), legend=None
         ),
         "x": alt.X("x:Q", scale=_x_scale(curves), axis=_x_axis(curves, every)),
         "y": alt.Y("y:Q", **y),
@@ -281,13 +283,14 @@ def _x_axis(curves: Curves, every: list[Single]) -> alt.Axis:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten within [low, high]."""
+    """1, 2, 3 and 5 times the powers of ten within [low, high], without the 3 above two decades."""
+    digits = (1, 2, 3, 5) if high < 100 * low else (1, 2, 5)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
     return [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
 
 
-def _labels(percent: bool) -> dict[str, str]:
+def _labels(percent: bool) -> dict[str, Any]:
     if percent:
         return {"labelExpr": "format(datum.value * 100, '.4~g') + '%'"}
     return {"format": ",.6~g"}

@@ -45,7 +45,7 @@ def line(claim: Mapping[str, Any]) -> dict[str, Any]:
 
 def summary(all_claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """How many claims have each verdict, in a fixed order, none left out but the empty ones."""
-    count = {verdict: 0 for verdict in KINDS}
+    count = dict.fromkeys(KINDS, 0)
     for claim in all_claims:
         count[claim["verdict"]] = count.get(claim["verdict"], 0) + 1
     return [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from secateur.core.errors import SecateurError
+from secateur.lab import files
 
 
 def publish(path: str | Path, content: bytes) -> Path:
@@ -16,22 +17,14 @@ def publish(path: str | Path, content: bytes) -> Path:
         SecateurError: where the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    waiting = ""
+    waiting = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(3).hex()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, waiting = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp lets nobody else read: give what a plain open() would have given
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(waiting, 0o666 & ~mask)
-        os.replace(waiting, path)
+        files.write_all(waiting, content, "page", files.fault_from_environment)
+        files.publish(waiting, path, "page", files.fault_from_environment)
     except OSError as error:
-        if waiting and os.path.exists(waiting):
-            os.unlink(waiting)
+        with contextlib.suppress(OSError):
+            waiting.unlink()
         raise SecateurError(
             f"cannot write {path}: {error.strerror or error}; choose a folder that can be written "
             "and has space."

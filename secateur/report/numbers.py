@@ -34,7 +34,7 @@ def measured(value: Any, unit: str = "") -> str:
         return minus(f"{100 * value:+.2f}")
     if unit == "percent":
         return percent(value, 2)
-    return plain(float(value))
+    return minus(f"{value:.3g}") if abs(value) < 1000 else plain(float(value))
 
 
 def seconds(value: float) -> str:

@@ -38,7 +38,8 @@ def build(view: View) -> str:
         "first": first,
         "first_row": first.rows[-1] if first else {},
         "facts": facts(view, every),
-        "samples": samples(view),
+        "samples": [png.address(image) for image in view.samples],
+        "samples_grey": all(image.ndim == 2 or image.shape[2] == 1 for image in view.samples),
         "figures": [figure(view, curves) for curves in view.figures],
         "claims": [claims.line(claim) for claim in view.claims],
         "verdicts": claims.summary(view.claims),
@@ -119,10 +120,6 @@ def facts(view: View, every: Sequence[Run]) -> list[str]:
     if cpu:
         words.append(f"{numbers.seconds(sum(cpu))} of CPU time")
     return words
-
-
-def samples(view: View) -> list[str]:
-    return [png.address(image) for image in view.samples]
 
 
 def figure(view: View, curves: Curves) -> dict[str, Any]:

@@ -62,11 +62,11 @@ def runs(view: View) -> list[Run]:
     found: dict[tuple[str, int], dict[int, int]] = {}
     start: dict[int, int] = {}
     for place, row in enumerate(view.rows):
-        branch, seed = str(at(row, path)), int(row.get("seed", 0))
-        found.setdefault((branch, seed), {})[level(row)] = place
-        if level(row) == 0 and (seed not in start or branch == DENSE):
+        name, seed = str(at(row, path)), int(row.get("seed", 0))
+        found.setdefault((name, seed), {})[level(row)] = place
+        if level(row) == 0 and (seed not in start or name == DENSE):
             start[seed] = place
-    names = {branch for branch, _ in found}
+    names = {name for name, _ in found}
     only_dense = names == {DENSE}
     ordered = []
     for branch in branches(view):
@@ -142,7 +142,7 @@ class Single:
 
 
 def singles(view: View, curves: Curves) -> list[Single]:
-    """What each seed gave, wherever both paths lead to a finite number (and x > 0 on a log axis)."""
+    """What each seed gave, where both paths lead to a finite number (x > 0 on a log axis)."""
     points = []
     for run in runs(view):
         for row in run.rows:

@@ -38,14 +38,14 @@ def card(run: Run) -> dict[str, Any]:
     names = dict.fromkeys(name for row in run.rows for name in row.get("checks") or {})
     checks = []
     for name in names:
-        results = [
+        results: list[bool] = [
             bool(row["checks"][name]) for row in run.rows if name in (row.get("checks") or {})
         ]
         checks.append({"words": words(name), "held": sum(results), "n": len(results)})
     n, held = sum(c["n"] for c in checks), sum(c["held"] for c in checks)
     levels = []
     for row in run.rows:
-        mine = (row.get("checks") or {}).values()
+        mine: list[bool] = [bool(value) for value in (row.get("checks") or {}).values()]
         cpu = number(row, "made.seconds_cpu")
         hashes = row.get("hashes") or {}
         density = number(row, "density")
@@ -53,7 +53,7 @@ def card(run: Run) -> dict[str, Any]:
             {
                 "level": level(row),
                 "density": numbers.percent(density) if density is not None else "–",
-                "checks": f"{sum(map(bool, mine))}/{len(mine)}",
+                "checks": f"{sum(mine)}/{len(mine)}",
                 "held": all(mine),
                 "mask": str(hashes.get("mask") or ""),
                 "start": str(hashes.get("start") or ""),
@@ -82,17 +82,28 @@ def made(rows: Sequence[Row]) -> list[tuple[str, str]]:
             lines.append((label, numbers.seconds(sum(known))))
     initial = dict.fromkeys(str((row.get("hashes") or {}).get("initial") or "") for row in rows)
     if any(initial):
-        lines.append(("Initial weights", ", ".join(name for name in initial if name)))
+        lines.append(("Initial weights", ", ".join(text(name) for name in initial if name)))
     values: dict[str, dict[str, None]] = {}
     for row in rows:
         for name, value in (row.get("made") or {}).items():
             if name not in TIMES:
                 values.setdefault(name, {})[text(value)] = None
-    lines += [(words(name), "; ".join(found)) for name, found in values.items()]
+    lines += [(words(name), together(list(found))) for name, found in values.items()]
     return lines
 
 
+def together(found: Sequence[str]) -> str:
+    """The values of many cells in one line: all of a few, else the first, the last, how many."""
+    if len(found) <= 3:
+        return "; ".join(found)
+    ordered = sorted(found)
+    return f"{ordered[0]} to {ordered[-1]} ({len(found)} different)"
+
+
 def text(value: Any) -> str:
+    """A value in words; of a long hash the first 16 digits, which is enough to compare."""
+    if isinstance(value, str) and len(value) > 32 and set(value) <= set("0123456789abcdef"):
+        return value[:16]
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {text(leaf)}" for name, leaf in value.items())
     if isinstance(value, (list, tuple)):

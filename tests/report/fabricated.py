@@ -216,30 +216,32 @@ def view(
         "recipe": {"name": "quick", "optimiser": "adam", "rate": 0.0012, "batch": 60},
         "levels": levels,
     }
-    base: dict = dict(
-        study="lottery",
-        title="Lottery tickets",
-        sentence=(
+    base: dict = {
+        "study": "lottery",
+        "title": "Lottery tickets",
+        "sentence": (
             "LeNet-300-100 on 5,000 fabricated digits, pruned by 20% a level down to 2.3% of its "
             "weights: rewound tickets stay within a point of the dense network, re-initialised "
             "ones fall four points behind."
         ),
-        data="Fabricated rows and squares, for tests only.",
-        command="secateur run lottery --preset quick --seeds 5",
-        rows=rows,
-        images=images if pictures else (),
-        figures=(ACCURACY, STEP, TOTAL),
-        branches=BRANCHES,
-        samples=squares,
-        sample_labels=[str(place) for place in range(10)],
-        claims=CLAIMS,
-        citation=[
-            "@inproceedings{frankle2019lottery,\n  title = {The Lottery Ticket Hypothesis: Finding "
-            "Sparse, Trainable Neural Networks},\n  author = {Frankle, Jonathan and Carbin, "
-            "Michael},\n  booktitle = {ICLR},\n  year = {2019}\n}"
+        "data": "Fabricated rows and squares, for tests only.",
+        "command": "secateur run lottery --preset quick --seeds 5",
+        "rows": rows,
+        "images": images if pictures else (),
+        "figures": (ACCURACY, STEP, TOTAL),
+        "branches": BRANCHES,
+        "samples": squares,
+        "sample_labels": [str(place) for place in range(10)],
+        "claims": CLAIMS,
+        "citation": [
+            (
+                "@inproceedings{frankle2019lottery,\n  title = {The Lottery Ticket Hypothesis: "
+                "Finding Sparse, Trainable Neural Networks},\n  author = {Frankle, Jonathan and "
+                "Carbin, Michael},\n  booktitle = {ICLR},\n  year = {2019}\n}"
+            )
         ],
-        settings=settings,
-        notes=["Test accuracy is read once, at the step of the lowest validation loss."],
-        version="0.1.0",
-    )
+        "settings": settings,
+        "notes": ["Test accuracy is read once, at the step of the lowest validation loss."],
+        "version": "0.1.0",
+    }
     return View(**{**base, **changes})

@@ -215,7 +215,7 @@
       views.push(view);
     }
     show();
-    root.classList.add("drawn");
+    root.classList.add("ready");
   }
 
   let hovered = "";
