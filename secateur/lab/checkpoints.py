@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import secateur
 from secateur.lab import owner
@@ -14,6 +14,9 @@ from secateur.lab.files import Fault, fault_from_environment, publish, write_all
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+Warn: TypeAlias = Callable[[str], None]
 
 
 class Publisher(Protocol):
@@ -26,17 +29,21 @@ class Publisher(Protocol):
         ...
 
     def load(
-        self, address: str, number: int
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | str | None:
-        """State and note; a sentence where there was a damaged one; None where there is none."""
+        self, address: str, number: int, warn: Warn, step: int | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """The newest good state and its note (or that of `step`); warns of damaged ones."""
         ...
 
 
 class Checkpoints:
-    """Checkpoints in a folder of the store; plain strings inside, so that it travels to workers.
+    """Checkpoints in a folder of the store: for each training the last one and the one before.
+
+    The one before serves where the last is damaged, and lets lanes that were killed between the
+    writes of two of them go on from one common step.
 
     Args:
         store: the store's folder.
+        fault: see `Store`.
     """
 
     def __init__(self, store: str | os.PathLike[str], fault: Fault | None = None) -> None:
@@ -44,27 +51,28 @@ class Checkpoints:
         self.partial = Path(store) / "partial"
         self.fault = fault
 
-    def path(self, address: str, number: int) -> Path:
-        """The file of training `number` of a cell."""
-        return self.folder / (
-            f"{address}.{number}.safetensors" if number else f"{address}.safetensors"
-        )
+    def paths(self, address: str, number: int) -> tuple[Path, Path]:
+        """The files of training `number` of a cell: the last checkpoint and the one before."""
+        stem = f"{address}.{number}" if number else address
+        last = self.folder / f"{stem}.safetensors"
+        return last, self.folder / f"{stem}.before.safetensors"
 
     def publish(
         self, address: str, number: int, arrays: Mapping[str, np.ndarray], note: dict[str, Any]
     ) -> str | None:
         """See Publisher. A full disk costs the checkpoint, not the run."""
-        from secateur.lab.packing import pack
-
-        return self.put(address, number, pack(arrays, {**note, "secateur": secateur.__version__}))
+        return self.put(address, number, packed(arrays, note))
 
     def put(self, address: str, number: int, data: bytes) -> str | None:
         """Keeps the bytes of a checkpoint; a sentence where that failed."""
         fault = self.fault or fault_from_environment
         partial = self.partial / f"{owner.token()}-checkpoint-{address[:16]}-{number}"
+        last, before = self.paths(address, number)
         try:
             write_all(partial, data, "checkpoint", fault)
-            publish(partial, self.path(address, number), "checkpoint", fault)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(last, before)
+            publish(partial, last, "checkpoint", fault)
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -72,18 +80,32 @@ class Checkpoints:
         return None
 
     def load(
-        self, address: str, number: int
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | str | None:
+        self, address: str, number: int, warn: Warn, step: int | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """See Publisher."""
-        try:
-            data = self.path(address, number).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            return f"the checkpoint {self.path(address, number)} cannot be read: {error.strerror}"
-        found = opened(data)
-        if isinstance(found, str):
-            return f"the checkpoint {self.path(address, number)} is set aside: {found}"
+        for path in self.paths(address, number):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                warn(f"the checkpoint {path} cannot be read ({error.strerror}) and is not used")
+                continue
+            found = opened(data)
+            if isinstance(found, str):
+                warn(f"the checkpoint {path} is not used: {found}")
+            elif step is None or found[1].get("step") == step:
+                return found
+        return None
+
+    def steps(self, address: str, number: int) -> list[int]:
+        """The steps of the good checkpoints, the latest first."""
+        found = []
+        for path in self.paths(address, number):
+            with contextlib.suppress(OSError):
+                state = opened(path.read_bytes())
+                if not isinstance(state, str):
+                    found.append(int(state[1]["step"]))
         return found
 
     def remove(self, address: str) -> None:
@@ -92,6 +114,13 @@ class Checkpoints:
             for name in os.listdir(self.folder):
                 if name.startswith(f"{address}."):
                     (self.folder / name).unlink(missing_ok=True)
+
+
+def packed(arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> bytes:
+    """A checkpoint as bytes."""
+    from secateur.lab.packing import pack
+
+    return pack(arrays, {**note, "secateur": secateur.__version__})
 
 
 def opened(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]] | str:

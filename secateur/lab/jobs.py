@@ -10,18 +10,20 @@ import shlex
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from secateur.core.errors import SecateurError
 from secateur.lab.cells import Cell, Result, closure
-from secateur.lab.checkpoints import Checkpoints, Publisher
+from secateur.lab.checkpoints import Checkpoints
 from secateur.lab.claims import Claims
 from secateur.lab.compute import TRAINER, Failure, Task, failure
 from secateur.lab.files import StoreError
 from secateur.lab.progress import Progress
 from secateur.lab.store import Damaged, Store
 from secateur.lab.watch import INTERVAL, CellWatch
+
+W = TypeVar("W", bound=CellWatch)
 
 TRIES = 3  # a cell whose worker dies is tried again twice
 _REMEMBERED = 32  # results kept in memory for the cells that need them
@@ -108,10 +110,10 @@ class Jobs:
             return Task(cell, inputs, self.tries.get(cell.address, 0))
         return None
 
-    def watch(self, task: Task, publisher: Publisher | None = None) -> CellWatch:
+    def watch(self, task: Task, kind: Callable[..., W]) -> W:
         """A watch for a cell that is computed in this process."""
-        return CellWatch(
-            publisher or self.checkpoints,
+        return kind(
+            self.checkpoints,
             task.cell.address,
             self.interval,
             tell=lambda step, steps: self.tick(task.cell.address, step, steps),

@@ -43,6 +43,7 @@ class CellWatch:
         tell: called with (step, steps) at every tick.
         warn: called with a sentence.
         stopping: asked at every tick whether to publish and stop.
+        clock: CPU and wall seconds of this process; lanes count their share instead.
     """
 
     def __init__(
@@ -53,16 +54,17 @@ class CellWatch:
         tell: Callable[[int, int], None] = lambda step, steps: None,
         warn: Callable[[str], None] = lambda sentence: None,
         stopping: Callable[[], bool] = lambda: False,
+        clock: Callable[[], tuple[float, float]] = lambda: (time.process_time(), time.monotonic()),
     ) -> None:
         self.publisher, self.address, self.interval = publisher, address, interval
         self.tell, self.warn, self.stopping = tell, warn, stopping
         self.earlier = {"cpu": 0.0, "wall": 0.0}  # seconds spent by tries before this one
-        self.published = False
-        self._cpu, self._wall = time.process_time(), time.monotonic()
+        self.clock, self._began = clock, clock()
+        self.resume_at: int | None = None  # where set, only the checkpoint of this step is used
         self._last = time.monotonic()
         self._count = 0
-        # Trainings of this cell that ended since the last publication: number -> last state.
-        self._ended: dict[int, dict[str, np.ndarray]] = {}
+        # Trainings of this cell that ended since the last publication: number -> state, last step.
+        self._ended: dict[int, tuple[dict[str, np.ndarray], int]] = {}
 
     def training(self) -> Watch:
         """The watch of the cell's next training."""
@@ -71,42 +73,41 @@ class CellWatch:
 
     def spent(self) -> dict[str, float]:
         """CPU and wall seconds of this cell so far, earlier tries included."""
+        now = self.clock()
         return {
-            "cpu": self.earlier["cpu"] + time.process_time() - self._cpu,
-            "wall": self.earlier["wall"] + time.monotonic() - self._wall,
+            "cpu": self.earlier["cpu"] + now[0] - self._began[0],
+            "wall": self.earlier["wall"] + now[1] - self._began[1],
         }
 
     def load(self, number: int) -> dict[str, np.ndarray] | None:
         """The published state of training `number`; a damaged one is ignored, with a warning."""
-        found = self.publisher.load(self.address, number)
-        if isinstance(found, str):
-            self.warn(f"{found}; starting this training again")
-            return None
+        found = self.publisher.load(self.address, number, self.warn, self.resume_at)
         if found is None:
             return None
         state, note = found
         self.earlier = {name: float(note.get(name, 0.0)) for name in self.earlier}
-        self.published = True
         return state
 
     def tick(self, number: int, step: int, steps: int, state: State) -> None:
-        """Reports; publishes where the interval has passed or the run is asked to stop."""
+        """Reports; publishes where the interval has passed or the run is asked to stop.
+
+        Raises:
+            Stopped: published, as asked.
+        """
         self.tell(step, steps)
         stop = self.stopping()
         due = time.monotonic() - self._last >= self.interval
         # The state of a training that has ended is kept until it is published: its cell may train
         # again, and then losing the first training would cost more than one interval.
         if step >= steps and not due:
-            self._ended[number] = state()
+            self._ended[number] = state(), step
         if stop or due:
-            now = {**self._ended, number: state()}
+            now = {**self._ended, number: (state(), step)}
             self._ended = {}
-            note = {**self.spent(), "step": step, "steps": steps}
-            for which, arrays in now.items():
+            for which, (arrays, at) in now.items():
+                note = {**self.spent(), "step": at}
                 if trouble := self.publisher.publish(self.address, which, arrays, note):
                     self.warn(trouble)
-                else:
-                    self.published = True
             self._last = time.monotonic()
         if stop:
             raise Stopped("stopped")

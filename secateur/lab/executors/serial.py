@@ -9,7 +9,7 @@ from secateur.lab.compute import compute, failure, made
 from secateur.lab.files import StoreError
 from secateur.lab.jobs import Jobs
 from secateur.lab.machine import keep_compiled_programs
-from secateur.lab.watch import Stopped
+from secateur.lab.watch import CellWatch, Stopped
 
 
 class Serial:
@@ -29,7 +29,7 @@ class Serial:
             if task is None:  # the rest is being computed by another command
                 time.sleep(0.1)
                 continue
-            watch = jobs.watch(task)
+            watch = jobs.watch(task, CellWatch)
             try:
                 result = compute(work, task, watch, jobs.trainer)
             except Stopped:
