@@ -35,8 +35,8 @@ def from_flax_linen(
     Parameters are the collection ``params``, with Flax's names; every other collection that
     ``init`` makes (``batch_stats``) is carried as statistics and is mutable in training only. The
     module is told its mode by the argument of ``__call__``, or the field, called ``train``,
-    ``training``, ``is_training``, ``deterministic`` or ``use_running_average``. ``init(key)`` gives exactly what
-    ``module.init(key, x)`` gives.
+    ``training``, ``is_training``, ``deterministic`` or ``use_running_average``. ``init(key)``
+    gives exactly what ``module.init(key, x)`` gives.
 
     Args:
         module: the module, not bound, e.g. ``Net(features=10)``.
