@@ -15,6 +15,7 @@ from typing import Any
 
 import altair as alt
 
+from secateur.report.numbers import sentence
 from secateur.report.series import Point, Single, branches, colours, means, singles
 from secateur.report.view import View
 from secateur.studies.figures import Curves
@@ -184,8 +185,12 @@ def draw(view: View, curves: Curves, theme: Theme = PAGE) -> dict[str, Any]:
             color=colour,
             tooltip=[
                 alt.Tooltip("label:N", title="title"),  # the tooltip's heading
-                alt.Tooltip("x:Q", title=curves.x_title, format=_format(curves.percent_x, ".2f")),
-                alt.Tooltip("y:Q", title=curves.y_title, format=_format(curves.percent_y, ".4~f")),
+                alt.Tooltip(
+                    "x:Q", title=sentence(curves.x_title), format=_format(curves.percent_x, ".2f")
+                ),
+                alt.Tooltip(
+                    "y:Q", title=sentence(curves.y_title), format=_format(curves.percent_y, ".4~f")
+                ),
                 alt.Tooltip("spread:N", title=BAND_TITLE[curves.band]),
                 alt.Tooltip("n:Q", title="Seeds"),
                 alt.Tooltip("level:Q", title="Level"),
@@ -244,9 +249,8 @@ def _scales(
             orient="bottom",
             columns=2,
             labelExpr=f"{json.dumps(labels)}[datum.value]",
-            symbolType="stroke",
-            symbolSize=420,
-            symbolStrokeWidth=2.4,
+            symbolSize=110,
+            symbolStrokeWidth=0,  # else the curve's dashes run round the marker
             labelLimit=320,
         )
     y: dict[str, Any] = {
@@ -258,10 +262,10 @@ def _scales(
         "labels": labels,
         "colour": alt.Color("branch:N", scale=branch, legend=legend),
         "dash": alt.StrokeDash(
-            "branch:N", scale=alt.Scale(domain=names, range=pick(DASHES)), legend=legend
+            "branch:N", scale=alt.Scale(domain=names, range=pick(DASHES)), legend=None
         ),
         "shape": alt.Shape(
-            "branch:N", scale=alt.Scale(domain=names, range=pick(SHAPES)), legend=None
+            "branch:N", scale=alt.Scale(domain=names, range=pick(SHAPES)), legend=legend
         ),
         "x": alt.X("x:Q", scale=_x_scale(curves), axis=_x_axis(curves, every)),
         "y": alt.Y("y:Q", **y),
@@ -279,7 +283,9 @@ def _x_axis(curves: Curves, every: list[Single]) -> alt.Axis:
     extra: dict[str, Any] = {"tickCount": 6}
     if curves.x_log and every:
         extra = {"values": log_ticks(min(p.x for p in every), max(p.x for p in every))}
-    return alt.Axis(title=curves.x_title, grid=False, **extra, **_labels(curves.percent_x))
+    return alt.Axis(
+        title=sentence(curves.x_title), grid=False, **extra, **_labels(curves.percent_x)
+    )
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -312,9 +318,15 @@ def _title(curves: Curves, theme: Theme) -> Any:
     """The y axis says what it is above the plot, level, where it can be read."""
     if theme.on_page:
         return alt.TitleParams(
-            text=curves.y_title, fontSize=12, fontWeight="normal", color=theme.quiet, offset=10
+            text=sentence(curves.y_title),
+            fontSize=12,
+            fontWeight="normal",
+            color=theme.quiet,
+            offset=10,
         )
-    return alt.TitleParams(text=curves.title, subtitle=curves.y_title, fontSize=15, offset=14)
+    return alt.TitleParams(
+        text=curves.title, subtitle=sentence(curves.y_title), fontSize=15, offset=14
+    )
 
 
 def _config(theme: Theme) -> dict[str, Any]:

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from secateur.lab.verdicts import NOT_REPRODUCED, REPRODUCED, TOO_FEW, Claim, Verdict
 from secateur.report import numbers
 
-KINDS = {"reproduced": "yes", "not reproduced": "no", "too few seeds to tell": "open"}
+KINDS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", TOO_FEW: "open"}
 SIGNS = {"yes": "✓", "no": "✕", "open": "?"}
 WIDTH, HEIGHT, EDGE = 150, 34, 8
+
+
+def judged(claim: Claim, verdict: Verdict) -> dict[str, Any]:
+    """The View's claim from a paper's claim and the lab's verdict on it."""
+    found = verdict.interval
+    margins = [-claim.margin, claim.margin] if claim.comparison == "within" else claim.margin
+    return {
+        "id": claim.id,
+        "source": claim.source,
+        "statement": claim.statement,
+        "measure": claim.measure,
+        "unit": claim.unit,
+        "paper": claim.paper,
+        "margin": margins,
+        "ours": found.mean if found.n else None,
+        "low": found.low if math.isfinite(found.low) else None,
+        "high": found.high if math.isfinite(found.high) else None,
+        "n": found.n,
+        "needed": verdict.needed,
+        "verdict": verdict.word,
+        "note": f"Lighter than the paper: {', '.join(verdict.lighter)}." if verdict.lighter else "",
+    }
 
 
 def line(claim: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,10 +43,9 @@ def line(claim: Mapping[str, Any]) -> dict[str, Any]:
     unit = str(claim.get("unit") or "")
     verdict = str(claim["verdict"])
     kind = KINDS.get(verdict, "open")
-    word = {"points": "points", "percent": ""}.get(unit, unit)
     low, high = claim.get("low"), claim.get("high")
     interval = ""
-    if low is not None and high is not None:
+    if low is not None and high is not None and math.isfinite(high - low):
         interval = f"{numbers.measured(low, unit)} to {numbers.measured(high, unit)}"
     return {
         "id": claim["id"],
@@ -32,7 +55,7 @@ def line(claim: Mapping[str, Any]) -> dict[str, Any]:
         "paper": numbers.measured(claim.get("paper"), unit),
         "ours": numbers.measured(claim.get("ours"), unit),
         "interval": interval,
-        "unit": word,
+        "unit": unit,
         "n": claim.get("n"),
         "needed": claim.get("needed"),
         "verdict": verdict,
@@ -60,8 +83,15 @@ def drawing(claim: Mapping[str, Any]) -> Markup:
 
     Each claim has its own scale. Empty where there is nothing measured to draw.
     """
-    found = {name: claim.get(name) for name in ("low", "high", "ours", "paper", "margin")}
-    known = {name: float(v) for name, v in found.items() if isinstance(v, (int, float))}
+    found = {name: claim.get(name) for name in ("low", "high", "ours", "paper")}
+    margin = claim.get("margin")
+    margins = margin if isinstance(margin, Sequence) else [margin]
+    found.update({f"margin {place}": value for place, value in enumerate(margins)})
+    known = {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }
     if "ours" not in known:
         return Markup("")
     least, most = min(known.values()), max(known.values())
@@ -73,10 +103,9 @@ def drawing(claim: Mapping[str, Any]) -> Markup:
     middle = HEIGHT / 2
     marks = [f'<line class="track" x1="0" x2="{WIDTH}" y1="{middle}" y2="{middle}"/>']
     said = []
-    if "margin" in x:
-        at = x["margin"]
+    for at in (x[name] for name in x if name.startswith("margin")):
         marks.append(f'<line class="margin" x1="{at}" x2="{at}" y1="4" y2="{HEIGHT - 4}"/>')
-        said.append("dashed line: margin of the verdict")
+        said = ["dashed line: margin of the verdict"]
     if "low" in x and "high" in x:
         marks.append(
             f'<line class="span" x1="{x["low"]}" x2="{x["high"]}" y1="{middle}" y2="{middle}"/>'

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from secateur.report import numbers, png
-from secateur.report.series import Run, branches, colours, level, number
+from secateur.report.series import Run, at, branches, colours, level, number
 from secateur.report.view import Row, View
 
 
@@ -39,9 +39,16 @@ def shade(density: float | None) -> float:
 
 
 def trained_as(row: Row) -> str:
-    """The smaller network that was trained, e.g. "412–230–96–10"."""
-    shape = (row.get("shape") or {}).get("trained")
-    return "–".join(str(width) for width in shape) if isinstance(shape, (list, tuple)) else ""
+    """The smaller network that was trained: "412–230–96–10", or "full size".
+
+    From ``shape.trained`` (all widths) or ``widths`` ({axis: {"trained": width}}, empty if full).
+    """
+    shape, widths = at(row, "shape.trained"), row.get("widths")
+    if isinstance(shape, (list, tuple)):
+        return "–".join(map(str, shape))
+    if isinstance(widths, Mapping):
+        return "–".join(str(at(axis, "trained")) for axis in widths.values()) or "full size"
+    return ""
 
 
 def table(run: Run, every: Sequence[Run]) -> list[dict[str, Any]]:
@@ -125,8 +132,8 @@ def pictures(view: View, every: Sequence[Run], first: Run) -> list[dict[str, Any
     for run in every:
         if run.seed != first.seed:
             continue
-        at = {level(row): index for row, index in zip(run.rows, run.places, strict=True)}
-        image = view.images[at[step]] if step in at else None
+        here = {level(row): index for row, index in zip(run.rows, run.places, strict=True)}
+        image = view.images[here[step]] if step in here else None
         if image is None:
             image = np.zeros((28, 28), np.int16)
         ink = np.log1p(np.clip(image, 0, None)) / math.log1p(max(most, 1))

@@ -25,15 +25,15 @@ def plain(value: float) -> str:
 
 
 def measured(value: Any, unit: str = "") -> str:
-    """A claim's number: "points" signed and times 100, "percent" times 100, else plain."""
+    """A claim's number in its unit: points with their sign, others with three digits."""
     if value is None:
         return "–"
     if isinstance(value, str):
         return value
-    if unit == "points":
-        return minus(f"{100 * value:+.2f}")
-    if unit == "percent":
-        return percent(value, 2)
+    if not math.isfinite(value):
+        return "–"
+    if "point" in unit:
+        return minus(f"{value:+.2f}")
     return minus(f"{value:.3g}") if abs(value) < 1000 else plain(float(value))
 
 
@@ -48,6 +48,11 @@ def seconds(value: float) -> str:
 def many(n: int, noun: str, plural: str = "") -> str:
     """ "1 seed", "5 seeds"."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """With a capital at the beginning, the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def minus(text: str) -> str:

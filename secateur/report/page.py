@@ -163,8 +163,7 @@ def figure(view: View, curves: Curves) -> dict[str, Any]:
         "caption": curves.caption,
         "spread": spread,
         "spec": embedded(charts.draw(view, curves)),
-        "x_title": curves.x_title,
-        "y_title": curves.y_title,
+        "x_title": numbers.sentence(curves.x_title),
         "columns": [branch.label for branch in named],
         "lines": lines,
     }

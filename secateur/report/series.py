@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.lab import verdicts
 from secateur.report.view import Row, View
 from secateur.studies.figures import Band, Branch, Curves
 
@@ -110,11 +111,8 @@ def interval(values: Sequence[float], band: Band = "t95") -> tuple[float, float]
         return None
     if band == "minmax":
         return min(values), max(values)
-    from scipy.special import stdtrit  # scipy.stats has the same number but takes a second to load
-
-    half = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    middle = float(np.mean(values))
-    return middle - half, middle + half
+    found = verdicts.interval(values)
+    return found.low, found.high
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,13 @@ def verdict(n: int, held: int) -> str:
 
 def words(name: str) -> str:
     """masked_moments_zero -> "Masked moments zero"; the names themselves belong to the studies."""
-    text = name.replace("_", " ").replace(".", ": ").strip()
-    return text[:1].upper() + text[1:]
+    return numbers.sentence(name.replace("_", " ").replace(".", ": ").strip())
 
 
 def card(run: Run) -> dict[str, Any]:
     """The card of one run: checks by name, what it was made with, and a line a level."""
     names = dict.fromkeys(name for row in run.rows for name in row.get("checks") or {})
-    checks = []
+    checks: list[dict[str, Any]] = []
     for name in names:
         results: list[bool] = [
             bool(row["checks"][name]) for row in run.rows if name in (row.get("checks") or {})

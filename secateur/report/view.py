@@ -25,9 +25,9 @@ class View:
     A *claim* is a mapping with ``id``, ``source``, ``statement``, ``verdict`` ("reproduced", "not
     reproduced" or "too few seeds to tell") and, where known, ``paper`` (a number or words),
     ``ours``, ``low``, ``high`` (95 % interval), ``n`` (paired seeds), ``needed`` (seeds that would
-    tell), ``margin`` (where the verdict turns), ``measure`` (what was measured, in words), ``unit``
-    ("points" and "percent" multiply by 100; any other word follows the number) and ``note`` (what
-    the settings lack).
+    tell), ``margin`` (where the verdict turns; a sequence where it turns at several), ``measure``
+    (what was measured, in words), ``unit`` (of all of these; "points" are shown with their sign)
+    and ``note`` (what the settings lack). `claims.judged` makes one from the lab's verdict.
     """
 
     study: str

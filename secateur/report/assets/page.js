@@ -286,6 +286,18 @@
     paintMaps();
   });
   system.addEventListener("change", paintMaps);
+  matchMedia("print").addEventListener("change", paintMaps);
+  let shown;
+  addEventListener("beforeprint", () => { // paper is light: the maps are pixels, styles cannot turn them
+    shown = root.dataset.theme;
+    root.dataset.theme = "light";
+    paintMaps();
+  });
+  addEventListener("afterprint", () => {
+    if (shown) root.dataset.theme = shown;
+    else delete root.dataset.theme;
+    paintMaps();
+  });
 
   show();
   loadFigures();
