@@ -142,7 +142,12 @@ class Claims:
 
     def _write(self, address: str) -> Path:
         partial = self.partial / f"{owner.token()}-claim-{address[:16]}-{os.urandom(3).hex()}"
-        write_all(partial, self._told(), "claim", self.fault)
+        try:
+            write_all(partial, self._told(), "claim", self.fault)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
         return partial
 
     def _told(self) -> bytes:

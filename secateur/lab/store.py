@@ -170,8 +170,9 @@ class Store:
                 write_all(partial / name, data, "cell", self.fault)
             sync_folder(partial)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                self._rename(partial, folder)
+            self._rename(partial, folder)
+        except FileExistsError:
+            return folder
         except OSError as error:
             raise self._unwritable(f"the result of {cell.study} {cell.label}", error) from error
         finally:

@@ -1,0 +1,152 @@
+"""A tidy table of a study's results, for pandas or R: one row a cell, or one a curve's point."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur.core.errors import SecateurError
+from secateur.lab.store import Entry, Store
+
+FORMATS = (".csv", ".json", ".parquet")
+
+
+def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """One row a cell: study, place, seed, fields, values and checks, nested names joined by dots.
+
+    Lists (curves) are left out; see `curve_rows`.
+    """
+    return [
+        {**_head(entry), **_numbers("", entry.values), **_numbers("checks.", entry.checks)}
+        | {name: entry.made.get(name) for name in ("seconds_cpu", "seconds_wall", "executor")}
+        | {"address": entry.address}
+        for entry in entries
+    ]
+
+
+def curve_rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """One row a point: lists of one length that stand side by side in the values are columns."""
+    made = []
+    for entry in entries:
+        head = _head(entry)
+        for name, lists in _curves("", entry.values):
+            for point in range(max(map(len, lists.values()))):
+                made.append(
+                    {**head, "curve": name, "point": point}
+                    | {k: v[point] for k, v in lists.items() if point < len(v)}
+                )
+    return made
+
+
+def export(store: Store, study: str, path: str | os.PathLike[str], curves: bool = False) -> int:
+    """Writes a study's table; the format follows the file's ending. The number of rows.
+
+    Args:
+        curves: one row a point of a curve instead of one a cell.
+
+    Raises:
+        SecateurError: unknown ending, no results, no pyarrow, unwritable file.
+    """
+    target = Path(path)
+    if target.suffix not in FORMATS:
+        raise SecateurError(
+            f"a table ends in {', '.join(FORMATS)}, not {target.suffix or 'nothing'!r}: {target}"
+        )
+    entries = store.entries(study)
+    if not entries:
+        known = store.studies()
+        there = f"it has {', '.join(known)}" if known else "it is empty"
+        raise SecateurError(f"the store {store.path} has no results of {study!r}; {there}")
+    table = curve_rows(entries) if curves else rows(entries)
+    if not table:
+        raise SecateurError(f"the results of {study!r} have no curves: export without them")
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    data = _WRITERS[target.suffix](table, columns)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SecateurError(f"cannot write {target}: {error.strerror or error}") from error
+    return len(table)
+
+
+def _head(entry: Entry) -> dict[str, Any]:
+    """What identifies a row."""
+    head = {"study": entry.study, "seed": entry.seed, "data": entry.what["data"]}
+    head.update(_numbers("place.", entry.place))
+    head.update(_numbers("field.", entry.fields, lists=True))
+    return head
+
+
+def _numbers(prefix: str, values: Mapping[str, Any], lists: bool = False) -> dict[str, Any]:
+    """Nested values as flat columns; lists as JSON text, or left out."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_numbers(f"{prefix}{name}.", value, lists))
+        elif isinstance(value, list | tuple):
+            if lists:
+                flat[prefix + name] = json.dumps(value)
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _curves(name: str, values: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, list[Any]]]]:
+    """(dotted name, column -> list) of every dict that has lists of plain values."""
+    lists = {
+        k: v
+        for k, v in values.items()
+        if isinstance(v, list) and v and not isinstance(v[0], list | dict)
+    }
+    if lists:
+        yield name, lists
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _curves(f"{name}.{key}" if name else key, value)
+
+
+def _csv(table: list[dict[str, Any]], columns: list[str]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        # true and false as R and pandas read them
+        writer.writerow({k: str(v).lower() if isinstance(v, bool) else v for k, v in row.items()})
+    return text.getvalue().encode()
+
+
+def _json(table: list[dict[str, Any]], columns: list[str]) -> bytes:
+    return (json.dumps(table, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _parquet(table: list[dict[str, Any]], columns: list[str]) -> bytes:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise SecateurError(
+            "Parquet needs pyarrow, which is not installed: pip install 'secateur[parquet]', or "
+            "export to .csv"
+        ) from None
+    arrays = {}
+    for name in columns:
+        values = [row.get(name) for row in table]
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # text in one row, a number in another
+            arrays[name] = pa.array([None if v is None else str(v) for v in values])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays), sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+_WRITERS = {".csv": _csv, ".json": _json, ".parquet": _parquet}
