@@ -14,6 +14,7 @@ class Publisher:
         self.ranges = True  # answer Range requests with the range
         self.break_after: int | None = None  # close the line after so many bytes of a body
         self.asked: list[tuple[str, str | None]] = []  # path, Range header
+        self.encodings: set[str | None] = set()  # Accept-Encoding headers
         publisher = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -31,6 +32,7 @@ class Publisher:
         self.thread.start()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.encodings.add(request.headers.get("Accept-Encoding"))
         name, wanted = request.path.strip("/"), request.headers.get("Range")
         self.asked.append((name, wanted))
         if name not in self.files:

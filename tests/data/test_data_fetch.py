@@ -31,6 +31,7 @@ def test_plain(publisher: Publisher, tmp_path: Path) -> None:
     assert path.read_bytes() == DATA
     assert left(path.parent) == {"a.gz"}
     assert publisher.asked == [("a.gz", None)]
+    assert publisher.encodings == {"identity"}
     fetch(offer("a.gz", DATA, publisher.mirror), path.parent)
     assert len(publisher.asked) == 1, "what is there is not asked for again"
 
@@ -91,6 +92,7 @@ def test_a_server_without_ranges(publisher: Publisher, tmp_path: Path) -> None:
     publisher.files["a"], publisher.ranges = DATA, False
     (tmp_path / "a.part").write_bytes(DATA[:1000])
     assert fetch(offer("a", DATA, publisher.mirror), tmp_path).read_bytes() == DATA
+    assert len(publisher.asked) == 1, "the whole file, which came, replaces the part"
 
 
 @pytest.mark.parametrize("rest", [b"x" * 1000, DATA + b"more", DATA[:-1] + b"x"])
