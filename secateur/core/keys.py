@@ -22,5 +22,7 @@ def key(seed: int, *path: str | int) -> Key:
 def fold(start: Key, *path: str | int) -> Key:
     """The stream named by ``path`` below the key ``start``."""
     for part in path:
-        start = jax.random.fold_in(start, zlib.crc32(part.encode()) if isinstance(part, str) else part)
+        start = jax.random.fold_in(
+            start, zlib.crc32(part.encode()) if isinstance(part, str) else part
+        )
     return start

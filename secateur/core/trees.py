@@ -53,7 +53,9 @@ def map_mask(f: Callable[..., Any], mask: Mask, *trees: Any) -> Any:
 
 def apply_mask(mask: Mask, params: Params) -> Params:
     """``m * theta``; a NaN under a pruned place becomes 0, unlike with a product."""
-    return map_mask(lambda m, p: p if m is None else jnp.where(m, p, 0).astype(p.dtype), mask, params)
+    return map_mask(
+        lambda m, p: p if m is None else jnp.where(m, p, 0).astype(p.dtype), mask, params
+    )
 
 
 def ones_mask(prunable: Mask) -> Mask:

@@ -17,7 +17,16 @@ import numpy as np
 from secateur.core.errors import SecateurError, lookup
 from secateur.core.keys import key as stream
 from secateur.core.network import Network, Stats
-from secateur.core.trees import Mask, Params, alive, apply_mask, flatten, map_mask, ones_mask, unflatten
+from secateur.core.trees import (
+    Mask,
+    Params,
+    alive,
+    apply_mask,
+    flatten,
+    map_mask,
+    ones_mask,
+    unflatten,
+)
 from secateur.data.examples import Sets
 from secateur.prune.magnitude import keep_largest, prune
 from secateur.structure.reader import read
@@ -60,8 +69,8 @@ class Branch:
         name, title: in the command and on the page.
         masks: ``own`` (pruned from its own previous level), ``ticket`` (the mask of the rewound
             ticket of the same level), ``shuffled`` (that mask permuted inside each layer),
-            ``random`` (as many weights per layer, chosen at random), ``one-shot`` (the dense
-            network pruned once to the same counts).
+            ``random`` (from its own previous level as many weights per layer go, chosen at
+            random), ``one-shot`` (the dense network pruned once to the same counts).
         weights: ``initial``, ``late`` (step k of the dense run), ``fresh`` (a new draw each level),
             ``same-sign`` (a new draw with the signs of the initial weights), ``trained`` (go on).
         last_rate: the schedule is replaced by its last rate (fine-tuning, Han et al. 2015).
@@ -75,6 +84,12 @@ class Branch:
     source: str
     last_rate: bool = False
 
+    @property
+    def follows(self) -> str:
+        """Whose previous level gives the mask: ``own``, ``ticket`` or ``dense`` (level 0)."""
+        follows = {"own": "own", "random": "own", "ticket": "ticket", "shuffled": "ticket"}
+        return follows.get(self.masks, "dense")
+
 
 _FC = "Frankle & Carbin 2019"
 BRANCHES: dict[str, Branch] = {
@@ -84,7 +99,9 @@ BRANCHES: dict[str, Branch] = {
         Branch("late", "rewind to step k", "own", "late", "Frankle et al. 2020"),
         Branch("control", "ticket's mask, re-initialised", "ticket", "fresh", _FC),
         Branch("chain", "re-initialised at every level", "own", "fresh", "Kumar, figure 1"),
-        Branch("same-sign", "re-initialised, same signs", "ticket", "same-sign", "Zhou et al. 2019"),
+        Branch(
+            "same-sign", "re-initialised, same signs", "ticket", "same-sign", "Zhou et al. 2019"
+        ),
         Branch("none", "no rewind", "own", "trained", "Han et al. 2015", last_rate=True),
         Branch("rate-rewind", "learning-rate rewind", "own", "trained", "Renda et al. 2020"),
         Branch("one-shot", "pruned once, rewound", "one-shot", "initial", _FC),
@@ -94,22 +111,31 @@ BRANCHES: dict[str, Branch] = {
 }
 
 
+def _generators(mask: Mask, seed: int, *path: str | int) -> dict[str, np.random.Generator]:
+    """One generator a leaf, so that no two leaves share a stream."""
+    words = [int(w) for w in np.asarray(jax.random.key_data(stream(seed, *path))).ravel()]
+    return {k: np.random.default_rng([*words, i]) for i, k in enumerate(flatten(mask))}
+
+
 def shuffle_within_layers(mask: Mask, seed: int, *path: str | int) -> Mask:
     """The mask permuted uniformly inside each leaf: same counts, no structure.
 
-    Every leaf has a stream of its own. (Synaptic-Flow's ``--shuffle`` changes nothing; NTT's
-    "random" permutes along one axis and keeps each unit's count.)
+    Synaptic-Flow's ``--shuffle`` changes nothing; NTT's "random" permutes along one axis with one
+    key, so each unit keeps its count.
     """
-    words = np.asarray(jax.random.key_data(stream(seed, *path))).ravel()
+    rngs = _generators(mask, seed, *path)
+    flat = {
+        k: None if m is None else rngs[k].permutation(np.asarray(m).ravel()).reshape(np.shape(m))
+        for k, m in flatten(mask).items()
+    }
+    return unflatten(flat, mask)
 
-    def permuted(index: int, m: np.ndarray) -> np.ndarray:
-        rng = np.random.default_rng([*map(int, words), index])
-        return rng.permutation(np.asarray(m).ravel()).reshape(np.shape(m))
 
-    flat = flatten(mask)
-    return unflatten(
-        {k: None if m is None else permuted(i, m) for i, (k, m) in enumerate(flat.items())}, mask
-    )
+def _noise(mask: Mask, seed: int, *path: str | int) -> Params:
+    """Scores of random pruning: uniform, independent, a stream of its own for each leaf."""
+    rngs = _generators(mask, seed, *path)
+    flat = {k: None if m is None else rngs[k].random(np.shape(m)) for k, m in flatten(mask).items()}
+    return unflatten(flat, mask)
 
 
 def same_sign(fresh: Params, initial: Params, mask: Mask) -> Params:
@@ -130,7 +156,9 @@ def rates_of(network: Network, rate: float, output_rate: float) -> dict[str, flo
     """
     for name, value in (("rate", rate), ("output_rate", output_rate)):
         if not 0 <= value < 1:
-            raise SecateurError(f"{name} is the fraction pruned at a level, in [0, 1), not {value}.")
+            raise SecateurError(
+                f"{name} is the fraction pruned at a level, in [0, 1), not {value}."
+            )
     params, stats = jax.eval_shape(network.init, jax.random.key(0))
     names = [k for k, m in flatten(network.prunable(params)).items() if m is not None]
     structure = read(network, params, stats)
@@ -168,16 +196,21 @@ def start(
     """Where level ``level`` (1, 2, ...) of a branch begins.
 
     Args:
-        previous: the trained level before: of the branch itself where its masks are ``own``, of
-            the rewound ticket where they follow the ticket's (both the dense network at level 1).
+        previous: the trained level that the mask follows (`Branch.follows`): the branch's own, or
+            the rewound ticket's, of level - 1; or the dense network.
     """
-    mask = prune(previous.trained, previous.mask, rates, scope)
     if branch.masks == "one-shot":
-        full = ones_mask(network.prunable(dense.initial))
-        keep = alive(mask) if scope == "layer" else sum(alive(mask).values())
-        mask = keep_largest(dense.trained, full, keep)
-    elif branch.masks in ("shuffled", "random"):
-        mask = shuffle_within_layers(mask, seed, "mask", branch.name, level)
+        mask = previous.mask
+        for _ in range(level):  # the counts of the iterative run, so that the curves share an axis
+            mask = prune(previous.trained, mask, rates, scope)
+    elif branch.masks == "random":
+        keep = alive(prune(previous.trained, previous.mask, rates))
+        noise = _noise(previous.mask, seed, "mask", branch.name, level)
+        mask = keep_largest(noise, previous.mask, keep)
+    else:
+        mask = prune(previous.trained, previous.mask, rates, scope)
+        if branch.masks == "shuffled":
+            mask = shuffle_within_layers(mask, seed, "mask", branch.name, level)
     first_step = 0
     stats = dense.stats
     if branch.weights == "initial":
@@ -265,16 +298,14 @@ def lottery(
 
     late = first.kept[rewind_step] if rewind_step else (initial, stats)
     dense = Dense(initial, stats, first.params, late)
-    own = ticket = Before(ones, first.params, first.stats)
+    own = ticket = level_0 = Before(ones, first.params, first.stats)
     for level in range(1, levels + 1):
-        previous = own if way.masks == "own" else ticket
-        begins = start(
-            way, level, seed, network, dense, previous, rates, scope, rewind_step
-        )
+        previous = {"own": own, "ticket": ticket, "dense": level_0}[way.follows]
+        begins = start(way, level, seed, network, dense, previous, rates, scope, rewind_step)
         fitted = fit(training(way, level, seed, network, data, recipe, begins))
         yield Level(level, begins, fitted)
         own = Before(begins.mask, fitted.params, fitted.stats)
-        if way.masks != "own" and level < levels:
+        if way.follows == "ticket" and level < levels:
             rewind = BRANCHES["rewind"]
             begins = start(rewind, level, seed, network, dense, ticket, rates, scope)
             fitted = fit(training(rewind, level, seed, network, data, recipe, begins))

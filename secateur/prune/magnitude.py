@@ -73,10 +73,13 @@ def prune(params: Params, mask: Mask, rates: Mapping[str, float], scope: str = "
 
     Args:
         params: the weights at the end of training (not at early stopping; Frankle & Carbin 2019).
-        rates: fraction of the survivors of each leaf that goes, by name. With scope ``global`` the
-            sum of these numbers goes, ranked over all layers with a positive rate together;
-            open_lth counts the spared layers too and takes their share from the others.
+        rates: fraction of the survivors of each leaf that goes, by name. With scope ``global`` one
+            fraction of all layers with a positive rate, ranked together, goes from them; open_lth
+            counts the spared layers too and takes their share from the others.
         scope: ``layer`` or ``global``.
+
+    Raises:
+        SecateurError: for another scope, or different positive rates with scope ``global``.
     """
     counts = alive(mask)
     gone = {name: removed(rates[name], n) for name, n in counts.items()}
@@ -84,11 +87,15 @@ def prune(params: Params, mask: Mask, rates: Mapping[str, float], scope: str = "
         return keep_largest(params, mask, {name: n - gone[name] for name, n in counts.items()})
     if scope != "global":
         raise SecateurError(f"scope is one of {', '.join(SCOPES)}, not {scope!r}.")
+    positive = {rate for rate in rates.values() if rate > 0}
+    if len(positive) > 1:
+        raise SecateurError(
+            f"one ranking over all layers has one rate, not {sorted(positive)}; give the layers "
+            "the same rate, or 0 to spare one."
+        )
     flat = flatten(mask)
-    ranked = {k: m if rates.get(k, 0) > 0 else None for k, m in flat.items()}
-    part = unflatten(ranked, mask)
-    total = sum(counts[k] for k, m in ranked.items() if m is not None)
-    cut = removed(max(rates.values()), total) if len({*rates.values()} - {0}) == 1 else None
-    keep = total - (cut if cut is not None else sum(gone.values()))
-    found = flatten(keep_largest(params, part, keep))
+    ranked = unflatten({k: m if rates.get(k, 0) > 0 else None for k, m in flat.items()}, mask)
+    total = sum(alive(ranked).values())
+    keep = total - removed(max(positive, default=0), total)
+    found = flatten(keep_largest(params, ranked, keep))
     return unflatten({k: found[k] if found[k] is not None else m for k, m in flat.items()}, mask)

@@ -172,7 +172,9 @@ class _Reader:
                 label.fix(f"it goes through {name}")
             if i.leaf:
                 self.unread.setdefault(i.leaf, f"it goes through {name}")
-        return [_Seen(self.fresh(s, f"it comes out of {name}"), None, None, from_input) for s in shapes]
+        return [
+            _Seen(self.fresh(s, f"it comes out of {name}"), None, None, from_input) for s in shapes
+        ]
 
     def _elementwise(self, ins: list[_Seen], shape: tuple[int, ...], from_input: bool) -> _Seen:
         out = self.fresh(shape)
@@ -238,7 +240,9 @@ class _Reader:
         self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
     ) -> _Seen:
         gone = eqn.params["dimensions"]
-        return _Seen([l for k, l in enumerate(ins[0].labels) if k not in gone], None, None, from_input)
+        return _Seen(
+            [l for k, l in enumerate(ins[0].labels) if k not in gone], None, None, from_input
+        )
 
     def _reshape(
         self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
@@ -247,7 +251,9 @@ class _Reader:
         wanted = [n for n in shape if n != 1]
         if [l.size for l in labels] == wanted:  # only axes of size 1 come or go
             rest = iter(labels)
-            return _Seen([next(rest) if n != 1 else Label(1) for n in shape], None, None, from_input)
+            return _Seen(
+                [next(rest) if n != 1 else Label(1) for n in shape], None, None, from_input
+            )
         features = self.input_features
         flattened = features is not None and shape == (ins[0].labels[0].size, features.size)
         if ins[0].raw_input and flattened:
@@ -273,7 +279,9 @@ def read(network: Network, params: Params, stats: Stats) -> Structure:
         _Seen(reader.fresh(np.shape(a)), name, list(range(np.ndim(a))))
         for name, a in zip(names, jax.tree.leaves(params))
     ]
-    stats_seen = [_Seen(reader.fresh(np.shape(a), "batch statistics")) for a in jax.tree.leaves(stats)]
+    stats_seen = [
+        _Seen(reader.fresh(np.shape(a), "batch statistics")) for a in jax.tree.leaves(stats)
+    ]
     image = _Seen(reader.fresh((batch, *network.input_shape)), from_input=True)
     image.labels[0].fix("it is the example axis")
     if len(network.input_shape) == 1:

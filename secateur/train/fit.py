@@ -44,7 +44,9 @@ def fit(training: Training, watch: Watch | None = None) -> Fitted:
     return _fit([training], [watch or NoWatch()], lanes=False)[0]
 
 
-def fit_lanes(trainings: Sequence[Training], watches: Sequence[Watch] | None = None) -> list[Fitted]:
+def fit_lanes(
+    trainings: Sequence[Training], watches: Sequence[Watch] | None = None
+) -> list[Fitted]:
     """Trains several at once, as lanes of one vmapped program.
 
     Each lane gets what it would get alone, up to the order of floating-point sums.
@@ -61,10 +63,15 @@ def fit_lanes(trainings: Sequence[Training], watches: Sequence[Watch] | None = N
 
 
 @lru_cache(maxsize=8)
-def _on_device(examples: _ById, mean: tuple[float, ...], std: tuple[float, ...]) -> Examples:
+def _on_device(
+    examples: _ById, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any
+) -> Examples:
     held = examples.held
     return Examples(
-        jnp.asarray(held.images), jnp.asarray(held.labels), jnp.asarray(mean), jnp.asarray(std)
+        jnp.asarray(held.images),
+        jnp.asarray(held.labels),
+        jnp.asarray(mean, dtype),
+        jnp.asarray(std, dtype),
     )
 
 
@@ -82,7 +89,8 @@ class _ById:
 
 
 def _device(examples: sets.Examples, data: sets.Sets) -> Examples:
-    return _on_device(_ById(examples), tuple(data.mean), tuple(data.std))
+    dtype = jnp.result_type(float)  # float64 where x64 is on
+    return _on_device(_ById(examples), tuple(data.mean), tuple(data.std), dtype)
 
 
 def _cut(data: Examples, features: np.ndarray) -> Examples:
@@ -177,7 +185,8 @@ def _fit(trainings: list[Training], watches: list[Watch], lanes: bool) -> list[F
     small = [s.take(p) for s, p in zip(selections, starts)] if selections else starts
     masks = [s.take(t.mask) for s, t in zip(selections, trainings)] if selections else None
     dtype = np.asarray(jax.tree.leaves(first.start)[0]).dtype
-    train, validation = _device(first.data.train, first.data), _device(first.data.validation, first.data)
+    train = _device(first.data.train, first.data)
+    validation = _device(first.data.validation, first.data)
     features = [s.features() for s in selections] if selections else [None]
     if features[0] is not None and not lanes:
         train, validation = _cut(train, features[0]), _cut(validation, features[0])
@@ -312,7 +321,7 @@ def _finish(
     given: Given,
     began: tuple[float, float],
 ) -> list[Fitted]:
-    """Scatters back to full shapes, and looks at the test set: at the best parameters and the last."""
+    """Full shapes again; and the one look at the test set, at the best parameters and the last."""
     lanes, data = state.lanes, trainings[0].data
 
     def whole(params: Any, k: int) -> Any:
@@ -325,8 +334,9 @@ def _finish(
     test, train = _device(data.test, data), _device(data.train, data)
 
     def score(params: list[Any], stats: Any, examples: Examples) -> np.ndarray:
-        values = evaluate(given, _stack(params, lanes), stats, examples)
-        return np.asarray(jnp.stack(values)).reshape(2, len(trainings))
+        loss, right = evaluate(given, _stack(params, lanes), stats, examples)
+        accuracy = np.asarray(right, np.float64) / len(examples.labels)
+        return np.stack([np.reshape(loss, -1), np.reshape(accuracy, -1)])
 
     at_last, at_train = score(last, carry.stats, test), score(last, carry.stats, train)
     at_best = score(best, carry.best_stats, test)
@@ -335,6 +345,7 @@ def _finish(
     fitted = []
     for k, training in enumerate(trainings):
         curve = {name: np.concatenate([p[k] for p in parts]) for name, parts in state.curve.items()}
+        curve["validation_accuracy"] = curve.pop("validation_right") / len(data.validation.labels)
         lowest = int(np.argmin(curve["validation_loss"]))
         pruned = [
             float(np.max(np.abs(np.where(m, 0, p)), initial=0))

@@ -117,7 +117,7 @@ def _inputs(data: Examples, index: Any, given: Given, augment: Any, dtype: Any) 
 
 
 def evaluate(static: Static, given: Given, params: Any, stats: Any, data: Examples) -> Any:
-    """Mean loss and accuracy over a set: sums over examples divided by their number."""
+    """Mean loss over a set and how many examples are right; sums over examples, none counted twice."""
     loss = LOSSES[static.loss]
     count = len(data.labels)
     block = min(BLOCK, count)
@@ -134,11 +134,11 @@ def evaluate(static: Static, given: Given, params: Any, stats: Any, data: Exampl
         labels = data.labels[place]
         losses = jnp.where(inside, loss(logits, labels), 0)
         right = inside & (jnp.argmax(logits, axis=-1) == labels)
-        return (total[0] + jnp.sum(losses), total[1] + jnp.sum(right)), None
+        return (total[0] + jnp.sum(losses), total[1] + jnp.sum(right, dtype=jnp.int32)), None
 
     zero = (jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
     (losses, right), _ = jax.lax.scan(one, zero, starts)
-    return losses / count, right / count
+    return losses / count, right
 
 
 def _step(static: Static, given: Given, data: Examples, carry: Carry, x: Any) -> Carry:
@@ -163,7 +163,7 @@ def _step(static: Static, given: Given, data: Examples, carry: Carry, x: Any) ->
 
 def _compare(static: Static, given: Given, validation: Examples, carry: Carry) -> Any:
     """Evaluates, and keeps the parameters of the lowest validation loss; the first of equals."""
-    loss, accuracy = evaluate(static, given, carry.params, carry.stats, validation)
+    loss, right = evaluate(static, given, carry.params, carry.stats, validation)
     better = loss < carry.best_loss
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(better, a, b), new, old)
     carry = carry._replace(
@@ -172,7 +172,7 @@ def _compare(static: Static, given: Given, validation: Examples, carry: Carry) -
         best_params=keep(carry.params, carry.best_params),
         best_stats=keep(carry.stats, carry.best_stats),
     )
-    return carry, {"validation_loss": loss, "validation_accuracy": accuracy}
+    return carry, {"validation_loss": loss, "validation_right": right}
 
 
 def _chunk(
@@ -197,7 +197,7 @@ def programs(static: Static, lanes: bool) -> dict[str, Any]:
 
     ``begin(given, params, stats, validation) -> (carry, curve)`` evaluates the start;
     ``chunk(given, carry, chunk, train, validation) -> (carry, curve)``;
-    ``evaluate(given, params, stats, data) -> (loss, accuracy)``.
+    ``evaluate(given, params, stats, data) -> (loss, right)``.
     As lanes, every argument but the sets has a leading lane axis.
     """
 

@@ -88,7 +88,7 @@ class Recipe:
             parts.append(optax.trace(self.momentum, nesterov=self.optimiser == "nesterov"))
         if self.weight_decay and self.decoupled:
             parts.append(optax.add_decayed_weights(weight_decay))
-        return optax.chain(*parts)
+        return optax.chain(optax.identity(), *parts)
 
 
 RECIPES: dict[str, Recipe] = {

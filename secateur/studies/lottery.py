@@ -1,0 +1,469 @@
+"""Lottery tickets: what rewinding, re-initialising and going on do to a pruned network.
+
+Frankle & Carbin 2019 (LeNet-300-100 on MNIST) and Kumar, "Feature-aware pruning in MLPs", figure 1.
+A cell is one trained level of one branch of one seed; level 0 of a seed is the dense network, which
+all its branches share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from secateur.core.errors import SecateurError, lookup
+from secateur.lab.cells import Cell, Result
+from secateur.studies.figures import Curves
+from secateur.studies.lottery_claims import CLAIMS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from secateur.core.network import Network
+    from secateur.data.examples import Sets
+    from secateur.prune import lottery as prune
+    from secateur.train.recipes import Recipe
+    from secateur.train.training import Fitted, Training
+
+name = "lottery"
+title = "Lottery tickets"
+meaning = 1  # raise when results change meaning: the golden cell in the tests says when
+claims = CLAIMS
+needs_data = True
+
+
+class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the study varies. Every field is in a cell's address but ``levels`` and ``branches``.
+
+    Attributes:
+        dataset: a name of ``secateur data``.
+        validation: examples held out of the training part; ``split`` is the seed of that cut,
+            the same for all seeds of the study, so that they are paired.
+        hidden: widths of the hidden layers.
+        initialiser: of the kernels: glorot_normal, glorot_uniform, kaiming_normal, kaiming_uniform.
+        optimiser: adam, sgd, momentum or nesterov, with ``learning_rate``, ``momentum`` and
+            (coupled) ``weight_decay``.
+        steps: of each level; ``evaluate_every`` divides it.
+        prune: fraction of a layer's surviving weights that goes at a level; ``prune_output`` the
+            same of the output layer (0 spares it).
+        scope: layer (each layer by itself) or global (one ranking over the layers with a positive
+            rate).
+        rewind_step: k of the branch ``late``.
+        levels: the last level. branches: names, as in the docs.
+        shrink: train the exact smaller network where that pays; false never does.
+    """
+
+    dataset: str = "mnist"
+    validation: int = 5000
+    split: int = 0
+    hidden: tuple[int, ...] = (300, 100)
+    initialiser: str = "glorot_normal"
+    optimiser: str = "adam"
+    learning_rate: float = 1.2e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch: int = 60
+    steps: int = 50_000
+    evaluate_every: int = 100
+    prune: float = 0.2
+    prune_output: float = 0.1
+    scope: str = "layer"
+    rewind_step: int = 0
+    levels: int = 18
+    branches: tuple[str, ...] = ("rewind", "control")
+    shrink: bool = True
+
+
+presets: dict[str, Fields] = {
+    "quick": Fields(
+        dataset="mnist5k",
+        validation=500,
+        steps=400,
+        evaluate_every=20,
+        levels=17,
+        branches=("rewind", "control", "chain", "none"),
+    ),
+    "paper": Fields(),
+    "open-lth": Fields(
+        initialiser="kaiming_normal",
+        optimiser="sgd",
+        learning_rate=0.1,
+        batch=128,
+        steps=18_760,
+        evaluate_every=469,
+        prune_output=0.0,
+        scope="global",
+        levels=20,
+    ),
+}
+seeds = {"quick": 5, "paper": 5, "open-lth": 3}
+
+figures = (
+    Curves(
+        name="accuracy",
+        title="Test accuracy against weights remaining",
+        caption="Accuracy at the last step of each level. The network is dense at the left; each "
+        "point has been pruned once more.",
+        x="density",
+        y="last.test_accuracy",
+        x_title="weights remaining",
+        y_title="test accuracy",
+        x_log=True,
+        x_reverse=True,
+        percent_x=True,
+        percent_y=True,
+    ),
+    Curves(
+        name="early-stop",
+        title="When training would have been stopped",
+        caption="The step of the lowest validation loss, Frankle and Carbin's measure of how fast "
+        "a network learns.",
+        x="density",
+        y="best.step",
+        x_title="weights remaining",
+        y_title="step of the lowest validation loss",
+        x_log=True,
+        x_reverse=True,
+        percent_x=True,
+    ),
+    Curves(
+        name="total-steps",
+        title="Test accuracy against all steps trained",
+        caption="Steps are counted from the dense start along each branch. A network that is not "
+        "rewound keeps what it learned, so it has trained longer at every level.",
+        x="total_steps",
+        y="last.test_accuracy",
+        x_title="steps trained along the way",
+        y_title="test accuracy",
+        percent_y=True,
+    ),
+)
+
+
+def check(fields: Fields) -> None:
+    """Refuses what cannot be run, before anything is.
+
+    Raises:
+        SecateurError: one sentence: what is wrong, what was expected.
+    """
+    from secateur.networks.layers import INITIALISERS
+    from secateur.prune.lottery import BRANCHES
+    from secateur.prune.magnitude import SCOPES
+
+    _recipe(fields)
+    for branch in fields.branches:
+        lookup("branch", branch, BRANCHES)
+    if not fields.branches:
+        raise SecateurError(
+            "branches names at least one branch; known: " + ", ".join(BRANCHES) + "."
+        )
+    lookup("initialiser", fields.initialiser, INITIALISERS)
+    lookup("scope", fields.scope, dict.fromkeys(SCOPES))
+    for rate in ("prune", "prune_output"):
+        if not 0 <= getattr(fields, rate) < 1:
+            raise SecateurError(
+                f"{rate} is the fraction of weights that goes at a level, in [0, 1), "
+                f"not {getattr(fields, rate)}."
+            )
+    if fields.levels < 0:
+        raise SecateurError(f"levels is 0 or more, not {fields.levels}.")
+    if ("late" in fields.branches) != (fields.rewind_step > 0):
+        raise SecateurError(
+            "branch late and rewind_step go together: set rewind_step to the step k to rewind to."
+        )
+    if fields.rewind_step % fields.evaluate_every or not 0 <= fields.rewind_step < fields.steps:
+        raise SecateurError(
+            f"rewind_step is a multiple of evaluate_every ({fields.evaluate_every}) below "
+            f"steps ({fields.steps}), not {fields.rewind_step}."
+        )
+    if not fields.hidden or min(fields.hidden) < 1:
+        raise SecateurError(f"hidden lists widths of at least 1, not {fields.hidden}.")
+
+
+def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
+    """Every cell of the study, each after those it needs.
+
+    Args:
+        data: SHA-256 of the data set.
+    """
+    from secateur.prune.lottery import BRANCHES
+
+    described = msgspec.to_builtins(fields)
+    for varied in ("levels", "branches"):
+        del described[varied]
+    cost = float(fields.steps)
+    made = []
+    for seed in seeds:
+        dense = Cell(
+            name, meaning, described, seed, {"branch": "dense", "level": 0}, data, cost=cost
+        )
+        made.append(dense)
+        found: dict[tuple[str, int], Cell] = {}
+
+        def level(
+            branch: str,
+            l: int,
+            seed: int = seed,
+            dense: Cell = dense,
+            found: dict[tuple[str, int], Cell] = found,
+        ) -> Cell:
+            if l == 0:
+                return dense
+            if (branch, l) not in found:
+                way = BRANCHES[branch]
+                previous = {"own": branch, "ticket": "rewind", "dense": "dense"}[way.follows]
+                before = level(previous, 0 if previous == "dense" else l - 1)
+                found[branch, l] = Cell(
+                    name,
+                    meaning,
+                    described,
+                    seed,
+                    {"branch": branch, "level": l},
+                    data,
+                    {"dense": dense, "previous": before},
+                    cost,
+                )
+                made.append(found[branch, l])
+            return found[branch, l]
+
+        for l in range(1, fields.levels + 1):
+            for branch in fields.branches:
+                level(branch, l)
+    return made
+
+
+def _recipe(fields: Fields) -> Recipe:
+    from secateur.train.recipes import Recipe
+
+    return Recipe(
+        optimiser=fields.optimiser,
+        rate=fields.learning_rate,
+        batch=fields.batch,
+        steps=fields.steps,
+        evaluate_every=fields.evaluate_every,
+        momentum=fields.momentum,
+        weight_decay=fields.weight_decay,
+    )
+
+
+@lru_cache(maxsize=2)
+def _data(dataset: str, validation: int, split_seed: int) -> Sets:
+    from secateur.data.registry import load
+    from secateur.data.splits import split
+
+    return split(load(dataset), validation, split_seed)
+
+
+def _network(fields: Fields, data: Sets) -> Network:
+    from secateur.networks.mlp import mlp
+
+    return mlp(
+        *fields.hidden,
+        input_shape=tuple(data.train.images.shape[1:]),
+        outputs=len(data.classes),
+        initialiser=fields.initialiser,
+    )
+
+
+def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted, Result]:
+    """Trains one level of one branch of one seed. The lab drives it."""
+    from secateur.prune import lottery as prune
+
+    fields = msgspec.convert({**cell.fields, "levels": 0, "branches": []}, Fields)
+    data = _data(fields.dataset, fields.validation, fields.split)
+    network, recipe = _network(fields, data), _recipe(fields)
+    branch = prune.BRANCHES.get(cell.place["branch"])
+    level, seed = int(cell.place["level"]), cell.seed
+    initial, stats, ones = prune.begin(network, seed)
+    rates = prune.rates_of(network, fields.prune, fields.prune_output)
+
+    if branch is None:
+        begins = prune.Start(ones, initial, stats, 0)
+    else:
+        dense, previous = _unpack(inputs["dense"], inputs["previous"], initial, stats, fields)
+        begins = prune.start(
+            branch, level, seed, network, dense, previous, rates, fields.scope, fields.rewind_step
+        )
+    keep_at = (fields.rewind_step,) if branch is None and fields.rewind_step else ()
+    long = fields.steps >= 5000  # worth a program of its own for every few widths
+    fitted = yield prune.training(
+        branch,
+        level,
+        seed,
+        network,
+        data,
+        recipe,
+        begins,
+        keep_at=keep_at,
+        shrink=fields.shrink,
+        siblings=1 if long else 32,
+        grain=32 if long else 128,
+    )
+    return _result(cell, inputs, fields, begins, initial, rates, recipe, data, fitted)
+
+
+def _unpack(
+    dense: Result, previous: Result, initial: Any, stats: Any, fields: Fields
+) -> tuple[prune.Dense, prune.Before]:
+    """The types of the pruning room from stored results. These networks have no statistics."""
+    from secateur.prune import lottery as prune
+
+    def trained(result: Result, prefix: str = "weights:") -> tuple[Any, Any]:
+        return unpack_weights(result, initial, prefix)
+
+    mask, params = trained(dense)
+    late = trained(dense, "late:")[1] if fields.rewind_step else initial
+    shared = prune.Dense(initial, stats, params, (late, stats))
+    mask, params = trained(previous)
+    return shared, prune.Before(mask, params, stats)
+
+
+def unpack_weights(result: Result, like: Any, prefix: str = "weights:") -> tuple[Any, Any]:
+    """Mask and weights of a stored cell, as trees with the structure of ``like``.
+
+    Weights are stored at the survivors only; everywhere else they are exactly 0.
+    """
+    import numpy as np
+
+    from secateur.core.trees import flatten, unflatten
+
+    masks, values = {}, {}
+    for leaf, shape in ((k, np.shape(v)) for k, v in flatten(like).items()):
+        stored = result.arrays[prefix + leaf]
+        masks[leaf] = result.arrays.get(f"mask:{leaf}")
+        if masks[leaf] is None:
+            values[leaf] = stored.reshape(shape)
+        else:
+            values[leaf] = np.zeros(shape, stored.dtype)
+            values[leaf][masks[leaf]] = stored
+    return unflatten(masks, like), unflatten(values, like)
+
+
+def _pack(mask: Any, params: Any, prefix: str) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    from secateur.core.trees import flatten
+
+    masks = flatten(mask)
+    return {
+        prefix + leaf: np.asarray(p) if masks[leaf] is None else np.asarray(p)[masks[leaf]]
+        for leaf, p in flatten(params).items()
+    }
+
+
+def _result(
+    cell: Cell,
+    inputs: Mapping[str, Result],
+    fields: Fields,
+    begins: prune.Start,
+    initial: Any,
+    rates: Mapping[str, float],
+    recipe: Recipe,
+    data: Sets,
+    fitted: Fitted,
+) -> Result:
+    import numpy as np
+
+    from secateur.core import trees
+
+    mask = begins.mask
+    trained = recipe.steps - begins.first_step
+    before = inputs["previous"].values["total_steps"] if inputs else 0
+    if cell.place["branch"] == "one-shot":
+        before = inputs["dense"].values["total_steps"]
+    arrays = {f"mask:{k}": np.asarray(m) for k, m in trees.flatten(mask).items() if m is not None}
+    arrays |= _pack(mask, fitted.params, "weights:")
+    for _, (params, _stats) in fitted.kept.items():
+        arrays |= _pack(mask, params, "late:")
+    first = next(k for k, m in trees.flatten(mask).items() if m is not None)
+    image = data.train.images.shape[1:]
+    if image[-1] == 1:
+        live = arrays[f"mask:{first}"].sum(axis=1).reshape(image[:2])
+        arrays["inputs_alive"] = live.astype(np.int16)
+    values = {
+        "branch": cell.place["branch"],
+        "level": cell.place["level"],
+        "density": trees.density(mask),
+        "alive": sum(trees.alive(mask).values()),
+        "alive_by_layer": trees.alive(mask),
+        "size_by_layer": trees.sizes(mask),
+        "first_step": begins.first_step,
+        "steps": trained,
+        "total_steps": before + trained,
+        "best": fitted.best,
+        "last": fitted.last,
+        "curve": {k: np.asarray(v).tolist() for k, v in fitted.curve.items()},
+        "widths": fitted.widths,
+        "hashes": {
+            "initial": trees.fingerprint(initial),
+            "start": trees.fingerprint(begins.params),
+            "mask": trees.fingerprint(mask),
+        },
+        "split": data.split,
+        "seconds": fitted.seconds,
+    }
+    return Result(
+        values,
+        arrays,
+        {**fitted.checks, **_checks(cell, inputs, fields, begins, initial, rates, data)},
+    )
+
+
+def _checks(
+    cell: Cell,
+    inputs: Mapping[str, Result],
+    fields: Fields,
+    begins: prune.Start,
+    initial: Any,
+    rates: Mapping[str, float],
+    data: Sets,
+) -> dict[str, bool]:
+    """The trust card: what must hold of the mask and the start, tested on what was trained."""
+    import numpy as np
+
+    from secateur.core import trees
+    from secateur.prune.lottery import BRANCHES
+
+    mask = trees.flatten(begins.mask)
+    checks = {
+        "data is what the address says": data.sha256 == cell.data,
+        "exact counts": _counts_hold(begins.mask, rates, int(cell.place["level"]), fields.scope),
+    }
+    branch = BRANCHES.get(cell.place["branch"])
+    if branch is None:
+        return checks
+    same = trees.fingerprint(initial) == inputs["dense"].values["hashes"]["initial"]
+    checks["initial weights are the dense run's, bit for bit"] = same
+    if branch.masks != "shuffled":
+        outer = {
+            k: inputs["previous"].arrays[f"mask:{k}"] for k, m in mask.items() if m is not None
+        }
+        checks["mask nested in the level before"] = all(
+            not np.any(np.asarray(mask[k]) & ~outer[k]) for k in outer
+        )
+    start = trees.fingerprint(begins.params)
+    rewound = trees.fingerprint(trees.apply_mask(begins.mask, initial))
+    if branch.weights == "initial":
+        checks["start is mask times initial weights, bit for bit"] = start == rewound
+    elif branch.weights in ("fresh", "same-sign"):
+        checks["start differs from the initial weights"] = start != rewound
+    return checks
+
+
+def _counts_hold(mask: Any, rates: Mapping[str, float], level: int, scope: str) -> bool:
+    """Counts from the sizes alone, by repeating the rule; independent of how the mask was made."""
+    from secateur.core import trees
+    from secateur.prune.magnitude import removed
+
+    counts = trees.sizes(mask)
+    if scope == "layer":
+        for _ in range(level):
+            counts = {k: n - removed(rates[k], n) for k, n in counts.items()}
+        return trees.alive(mask) == counts
+    ranked = [k for k in counts if rates[k] > 0]
+    total = sum(counts[k] for k in ranked)
+    for _ in range(level):
+        total -= removed(max(rates.values()), total)
+    return sum(trees.alive(mask)[k] for k in ranked) == total

@@ -1,0 +1,3 @@
+"""What the papers claim of lottery tickets, as data."""
+
+CLAIMS: tuple = ()
