@@ -197,9 +197,11 @@ def draw(view: View, curves: Curves, theme: Theme = PAGE) -> dict[str, Any]:
             ],
         )
     )
-    layers = [band, line, markers]
+    layers = [line, markers]
     if theme.on_page:
-        layers = [band, threads, chosen, line, markers, ring, wide, hits]
+        layers = [threads, chosen, line, markers, ring, wide, hits]
+    if any(point.low is not None for point in middle):
+        layers.insert(0, band)
     figure = (
         alt.layer(*layers)
         .add_params(

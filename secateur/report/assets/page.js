@@ -287,15 +287,16 @@
   });
   system.addEventListener("change", paintMaps);
   matchMedia("print").addEventListener("change", paintMaps);
-  let shown;
-  addEventListener("beforeprint", () => { // paper is light: the maps are pixels, styles cannot turn them
-    shown = root.dataset.theme;
+  let shown = null; // the theme to come back to while the page is on its way to paper
+  addEventListener("beforeprint", () => { // maps are pixels: no style turns them light
+    shown ??= root.dataset.theme ?? "system";
     root.dataset.theme = "light";
     paintMaps();
   });
   addEventListener("afterprint", () => {
-    if (shown) root.dataset.theme = shown;
-    else delete root.dataset.theme;
+    if (shown === "system") delete root.dataset.theme;
+    else if (shown) root.dataset.theme = shown;
+    shown = null;
     paintMaps();
   });
 
