@@ -143,7 +143,7 @@ class Claims:
     def _write(self, address: str) -> Path:
         partial = self.partial / f"{owner.token()}-claim-{address[:16]}-{os.urandom(3).hex()}"
         try:
-            write_all(partial, self._told(), "claim", self.fault)
+            write_all(partial, self._told(), "claim", self.fault, flush=False)
         except OSError:
             with contextlib.suppress(OSError):
                 partial.unlink()

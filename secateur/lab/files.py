@@ -38,8 +38,11 @@ def fault_from_environment(point: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def write_all(path: Path, data: bytes, kind: str, fault: Fault) -> None:
+def write_all(path: Path, data: bytes, kind: str, fault: Fault, flush: bool = True) -> None:
     """Writes a new file and flushes it to the disk; passes `kind`.write and `kind`.flush.
+
+    Args:
+        flush: False for what need not outlive a power cut.
 
     Raises:
         OSError: whatever the system says (no space left, permission denied).
@@ -55,7 +58,8 @@ def write_all(path: Path, data: bytes, kind: str, fault: Fault) -> None:
             if end == half:
                 fault(f"{kind}.write")
         fault(f"{kind}.flush")
-        os.fsync(descriptor)
+        if flush:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -178,7 +178,7 @@ def _spoken(seconds: float | None) -> str:
     if seconds is None:
         return "measuring"
     if seconds < 60:
-        return f"about {max(1, round(seconds / 5) * 5)} s left"
+        return f"about {max(5, round(seconds / 5) * 5)} s left"
     if seconds < 5400:
         return f"about {round(seconds / 60)} min left"
     return f"about {seconds / 3600:.1f} h left"

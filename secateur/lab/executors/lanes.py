@@ -63,6 +63,7 @@ class Lanes:
         try:
             with one.watch.alone():
                 one.step(work, came)
+                one.program = one.training.program()
             one.watch_now = one.watch.training()
             one.number += 1
             return True
@@ -127,6 +128,7 @@ class _Open:
         self.task, self.watch = task, watch
         self.generator: Generator[Any, Any, Result] | None = None
         self.training: Any = None
+        self.program: Hashable = None
         self.watch_now: Any = None
         self.number = -1  # of the training, in this cell
         self.lanes = 1
@@ -154,7 +156,7 @@ def _group(jobs: Jobs, open_: Sequence[_Open]) -> list[_Open]:
     """
     by_program: defaultdict[Hashable, list[_Open]] = defaultdict(list)
     for one in open_:
-        by_program[one.training.program()].append(one)
+        by_program[one.program].append(one)
     group = max(by_program.values(), key=len)
     steps = {}
     for one in group:

@@ -26,9 +26,10 @@ _TELL = 0.2  # seconds between reports of progress
 
 def main(descriptor: int) -> None:
     """Serves until the driver says so, or is gone."""
-    # Ctrl-C reaches every process of the terminal; the driver decides what comes of it.
+    # Ctrl-C reaches every process of the terminal, and a batch system's SIGTERM every one of the
+    # job; the driver decides what comes of it, and without the driver this process ends anyway.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pipe = Connection(descriptor)
     tasks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     stopping = threading.Event()
