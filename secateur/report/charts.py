@@ -104,7 +104,7 @@ def draw(view: View, curves: Curves, theme: Theme = PAGE) -> dict[str, Any]:
     band = (
         alt.Chart(means_data)
         .transform_filter("isValid(datum.low)")
-        .mark_area(aria=False, tooltip=None)
+        .mark_area(aria=False, tooltip=None, clip=True)
         .encode(
             x=x,
             y=scales["low"],
@@ -256,7 +256,9 @@ def _scales(
             labelLimit=320,
         )
     y: dict[str, Any] = {
-        "scale": alt.Scale(zero=False, nice=True, padding=6),
+        "scale": alt.Scale(
+            zero=False, nice=True, padding=6, **_y_domain(every, middle, curves.percent_y)
+        ),
         "axis": alt.Axis(title=None, tickCount=6, **_labels(curves.percent_y)),
     }
     branch = alt.Scale(domain=names, range=pick(theme.palette))
@@ -273,6 +275,43 @@ def _scales(
         "y": alt.Y("y:Q", **y),
         "low": alt.Y("low:Q", **y),
     }
+
+
+def frame(
+    every: list[Single], middle: list[Point], percent: bool = False
+) -> tuple[float, float] | None:
+    """The heights that a figure shows: all seeds, and of the bands what lies near them.
+
+    With two seeds a 95 % interval is 18 standard deviations wide: shown whole, it would press the
+    curves into one line. Beyond half of the seeds' own range a band is cut.
+    """
+    if not every:
+        return None
+    least, most = min(p.y for p in every), max(p.y for p in every)
+    room = (most - least) / 2
+    lows = [p.low for p in middle if p.low is not None]
+    highs = [p.high for p in middle if p.high is not None]
+    low, high = max(min([least, *lows]), least - room), min(max([most, *highs]), most + room)
+    # No room for what cannot be: steps and losses below 0, accuracies above 1.
+    floor = 0.0 if least >= 0 else low
+    ceiling = 1.0 if percent and most <= 1 else high
+    return max(low, floor), min(high, ceiling)
+
+
+def cut(every: list[Single], middle: list[Point], percent: bool = False) -> bool:
+    """Whether a band reaches beyond what the figure shows."""
+    shown = frame(every, middle, percent)
+    return shown is not None and any(
+        p.low is not None and p.high is not None and (p.low < shown[0] or p.high > shown[1])
+        for p in middle
+    )
+
+
+def _y_domain(every: list[Single], middle: list[Point], percent: bool) -> dict[str, Any]:
+    shown = frame(every, middle, percent)
+    if shown is None or shown[0] == shown[1]:
+        return {}
+    return {"domain": [float(f"{end:.6g}") for end in shown]}
 
 
 def _x_scale(curves: Curves) -> alt.Scale:

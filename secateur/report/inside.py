@@ -114,7 +114,6 @@ def maps(view: View, every: Sequence[Run]) -> dict[str, Any] | None:
     return {
         "height": height,
         "width": width,
-        "most": int(stack.max(initial=1)),
         "count": len(place_of),
         "index": where,
         "packed": base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode("ascii"),
@@ -126,17 +125,19 @@ def pictures(view: View, every: Sequence[Run], first: Run) -> list[dict[str, Any
     without script; the page's script draws over them."""
     place = colours(view)
     label = {branch.name: branch.label for branch in branches(view)}
-    most = max(int(image.max()) for image in view.images if image is not None)
     step = level(first.rows[-1])
-    result = []
+    images: dict[str, np.ndarray] = {}
     for run in every:
-        if run.seed != first.seed:
-            continue
-        here = {level(row): index for row, index in zip(run.rows, run.places, strict=True)}
-        image = view.images[here[step]] if step in here else None
-        if image is None:
-            image = np.zeros((28, 28), np.int16)
-        ink = np.log1p(np.clip(image, 0, None)) / math.log1p(max(most, 1))
+        for row, index in zip(run.rows, run.places, strict=True):
+            image = view.images[index]
+            if run.seed == first.seed and level(row) == step and image is not None:
+                images[run.branch] = image
+    most = max((int(image.max()) for image in images.values()), default=1)
+    empty = np.zeros_like(next(image for image in view.images if image is not None))
+    result = []
+    for run in (run for run in every if run.seed == first.seed):
+        image = images.get(run.branch, empty)
+        ink = np.clip(image, 0, None) / max(most, 1)
         result.append(
             {
                 "branch": run.branch,

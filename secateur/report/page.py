@@ -124,7 +124,8 @@ def facts(view: View, every: Sequence[Run]) -> list[str]:
 
 def figure(view: View, curves: Curves) -> dict[str, Any]:
     """A figure's specification, and its numbers as a table for readers without script."""
-    middle = means(singles(view, curves), curves.band)
+    every = singles(view, curves)
+    middle = means(every, curves.band)
     named = [branch for branch in branches(view) if any(p.branch == branch.name for p in middle)]
     show = numbers.percent if curves.percent_x else numbers.plain
     lines = []
@@ -155,6 +156,8 @@ def figure(view: View, curves: Curves) -> dict[str, Any]:
         what = "95% t-interval" if curves.band == "t95" else "range"
         few = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(max(seeds))
         spread = f"Lines are means, bands the {what} over {few} seeds."
+        if charts.cut(every, middle, curves.percent_y):
+            spread += " Where a band leaves the frame it is wider than is shown."
     elif seeds:
         spread = "One seed: no band."
     return {

@@ -92,11 +92,11 @@ def made(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def together(found: Sequence[str]) -> str:
-    """The values of many cells in one line: all of a few, else the first, the last, how many."""
+    """The values of many cells in one line: all of a few, else the first and the last."""
     if len(found) <= 3:
         return "; ".join(found)
     ordered = sorted(found)
-    return f"{ordered[0]} to {ordered[-1]} ({len(found)} different)"
+    return f"{ordered[0]} to {ordered[-1]}"
 
 
 def text(value: Any) -> str:

@@ -12,8 +12,8 @@ import pytest
 from fabricated import ACCURACY, STEP, TOTAL, view
 
 from secateur.core.errors import SecateurError
-from secateur.report import charts, export
-from secateur.report.series import means, singles
+from secateur.report import charts, export, page
+from secateur.report.series import Single, means, singles
 from secateur.report.view import View
 
 
@@ -30,6 +30,34 @@ def test_specification_is_valid_and_holds_the_numbers(curves, theme) -> None:
         numbers = [drawn[name] for name in ("x", "y", "low", "high")]
         assert numbers == pytest.approx([point.x, point.y, point.low, point.high], rel=1e-5)
     assert len(spec["datasets"]["seeds"]) == 48
+
+
+def test_two_seeds_do_not_press_the_curves_into_a_line() -> None:
+    """t(0.975, 1) = 12.7: the axis follows the seeds, the band is cut and the page says so."""
+    made = view(seeds=2, levels=6)
+    every = singles(made, ACCURACY)
+    middle = means(every)
+    low, high = charts.frame(every, middle)
+    ys = [point.y for point in every]
+    assert high - low <= 2 * (max(ys) - min(ys)) + 1e-12
+    assert low <= min(ys) < max(ys) <= high
+    assert charts.cut(every, middle)
+    assert "wider than is shown" in page.figure(made, ACCURACY)["spread"]
+
+
+def test_no_room_for_what_cannot_be() -> None:
+    every = [Single("a", seed, 0, 1.0, y) for seed, y in enumerate((0.01, 0.99))]
+    assert charts.frame(every, means(every), percent=True) == (0.0, 1.0)
+    assert charts.frame(every, means(every))[1] > 1.4
+
+
+def test_narrow_bands_are_shown_whole() -> None:
+    made = view(seeds=5)
+    every = singles(made, ACCURACY)
+    middle = means(every)
+    low, high = charts.frame(every, middle)
+    assert all(low <= point.low and point.high <= high for point in middle)
+    assert not charts.cut(every, middle)
 
 
 def scales(spec: dict, channel: str) -> list[dict]:

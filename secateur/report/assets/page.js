@@ -102,40 +102,43 @@
     return colours;
   }
 
-  /** Colour of a count: the ground for none, then from map1 to map3 by the logarithm. */
-  function tone(count, colours) {
+  /** Colour of a count: the ground for none, then evenly from map1 to map3, which is for the most. */
+  function tone(count, most, colours) {
     if (count <= 0) return colours[0];
-    const part = data.maps.most > 1 ? (Math.log(count) / Math.log(data.maps.most)) * 2 : 2;
+    const part = (2 * count) / most;
     const [from, to] = part < 1 ? [colours[1], colours[2]] : [colours[2], colours[3]];
     const along = part < 1 ? part : part - 1;
     return from.map((value, channel) => value + (to[channel] - value) * along);
   }
 
-  function paint(canvas, counts, colours) {
+  function paint(canvas, counts, most, colours) {
     const context = canvas.getContext("2d");
     const image = context.createImageData(canvas.width, canvas.height);
-    counts.forEach((count, place) => image.data.set([...tone(count, colours), 255], 4 * place));
+    counts.forEach((count, place) => image.data.set([...tone(count, most, colours), 255], 4 * place));
     context.putImageData(image, 0, 0);
   }
 
   function paintMaps() {
     if (!maps) return;
     const colours = ramp();
-    for (const figure of all("#maps figure")) {
-      const index = data.maps.index[figure.dataset.branch]?.[state.seed]?.[state.level];
+    const figures = all("#maps figure");
+    const indices = figures.map((figure) => data.maps.index[figure.dataset.branch]?.[state.seed]?.[state.level]);
+    const most = Math.max(1, ...indices.flatMap((index) => (index === undefined ? [] : [...maps[index]])));
+    for (const [place, figure] of figures.entries()) {
+      const index = indices[place];
       const canvas = figure.querySelector("canvas");
       const counts = index === undefined ? new Uint16Array(data.maps.width * data.maps.height) : maps[index];
       const live = counts.reduce((n, count) => n + (count > 0), 0);
       const words = index === undefined ? "level not reached" : `${live} of ${counts.length} inputs live`;
-      paint(canvas, counts, colours);
+      paint(canvas, counts, most, colours);
       canvas.counts = counts;
       canvas.setAttribute("aria-label", `First-layer mask, ${label[figure.dataset.branch]}, level ${state.level}: ${words}`);
       figure.querySelector(".live").textContent = words;
       figure.classList.toggle("here", figure.dataset.branch === state.branch);
     }
     const bar = find("#scale canvas");
-    paint(bar, Array.from({ length: bar.width }, (_, x) => (x < 24 ? 0 : data.maps.most ** ((x - 24) / (bar.width - 25)))), colours);
-    find("#scale span").textContent = `none, then 1 to ${data.maps.most} weights (logarithmic)`;
+    paint(bar, Array.from({ length: bar.width }, (_, x) => (x < 24 ? 0 : (x - 23) / (bar.width - 24))), 1, colours);
+    find("#scale span").textContent = `none, then up to ${most}, the most at this level`;
   }
 
   async function loadMaps() {
