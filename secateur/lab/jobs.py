@@ -77,7 +77,13 @@ class Jobs:
 
     def finished(self) -> bool:
         """Whether nothing is left to be taken, now or later."""
-        return bool(self.stopping) or not (self.missing or self.running)
+        return self.asked_to_stop() or not (self.missing or self.running)
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal asked for it; says so once (a signal's handler must not print)."""
+        if self.stopping:
+            self.warn("stopping after the next checkpoint; Ctrl-C again stops at once")
+        return bool(self.stopping)
 
     def take(self, after: str | None = None) -> Task | None:
         """A cell to compute now, claimed; None where there is none at this moment.
@@ -118,7 +124,7 @@ class Jobs:
             self.interval,
             tell=lambda step, steps: self.tick(task.cell.address, step, steps),
             warn=self.warn,
-            stopping=lambda: bool(self.stopping),
+            stopping=self.asked_to_stop,
         )
 
     def tick(self, address: str, step: int, steps: int) -> None:

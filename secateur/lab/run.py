@@ -135,7 +135,6 @@ def _signals(jobs: Jobs) -> Iterator[None]:
         if jobs.stopping:
             raise KeyboardInterrupt
         jobs.stopping = number
-        jobs.progress.say("stopping after the next checkpoint; Ctrl-C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,19 +190,27 @@ def test_a_polite_stop_publishes_and_says_how_to_go_on(tmp_path, executor, numbe
 # -- full disk ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [700, 20_000])
-def test_files_may_not_grow(tmp_path, whole, limit):
-    """RLIMIT_FSIZE stands in for a quota: the command ends with a sentence, and can go on later."""
-    command = study()[0]
-    words = [word.replace("{store}", str(tmp_path)) for word in command.words]
-    done = subprocess.run(
-        words,
+def limited(command: Command, store: Path, limit: int) -> subprocess.CompletedProcess[str]:
+    """The command where no file may grow beyond `limit` bytes."""
+    code = (
+        "import os, resource, sys; n = int(sys.argv[1]); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    words = [word.replace("{store}", str(store)) for word in command.words]
+    return subprocess.run(
+        [sys.executable, "-c", code, str(limit), shutil.which(words[0]) or words[0], *words[1:]],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize("limit", [700, 20_000])
+def test_files_may_not_grow(tmp_path, whole, limit):
+    """RLIMIT_FSIZE stands in for a quota: the command ends with a sentence, and can go on later."""
+    command = study()[0]
+    done = limited(command, tmp_path, limit)
     assert done.returncode == (2 if limit < 1000 else 0)
     assert "Traceback" not in done.stderr
     if done.returncode:
@@ -215,15 +223,7 @@ def test_files_may_not_grow(tmp_path, whole, limit):
 
 def test_the_limit_is_felt(tmp_path):
     """Otherwise the test above would pass for nothing."""
-    command = tiny(size=2000)
-    process = subprocess.run(
-        [word.replace("{store}", str(tmp_path)) for word in command.words],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    process = limited(tiny(size=2000), tmp_path, 3000)
     assert process.returncode == 2, process.stderr
     assert "could not write a checkpoint" in process.stderr
     assert "File too large" in process.stderr
