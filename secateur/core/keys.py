@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from secateur.core.errors import SecateurError
+
 Key = Any  # a typed JAX key, jax.random.key
 
 
@@ -15,7 +17,12 @@ def key(seed: int, *path: str | int) -> Key:
 
     ``key(3, "order", "rewind", 7)`` is the data order of level 7 of branch ``rewind`` of seed 3.
     Strings are folded in by their CRC-32, integers as they are.
+
+    Raises:
+        SecateurError: for a seed that JAX would cut to 32 bits, so that two seeds were one.
     """
+    if not 0 <= seed < 2**32:
+        raise SecateurError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed}.")
     return fold(jax.random.key(seed), *path)
 
 

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from secateur.core.errors import SecateurError
+
 Params = Any  # PyTree[Array]
 Mask = Any  # PyTree[Bool[Array, "..."] | None], the structure of Params
 
@@ -31,9 +33,18 @@ def _is_none(leaf: object) -> bool:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by name, ``{"dense_1/kernel": array}``, in JAX's order; ``None`` leaves are kept."""
+    """Leaves by name, ``{"dense_1/kernel": array}``, in JAX's order; ``None`` leaves are kept.
+
+    Raises:
+        SecateurError: for two leaves of one name: ``{"a/b": x, "a": {"b": y}}``.
+    """
     pairs = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)[0]
-    return {_name(path): leaf for path, leaf in pairs}
+    flat = {_name(path): leaf for path, leaf in pairs}
+    if len(flat) != len(pairs):
+        names = [_name(path) for path, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SecateurError(f"two parameters are called {twice!r}; give one of them another name.")
+    return flat
 
 
 def unflatten(flat: Mapping[str, Any], like: Any) -> Any:

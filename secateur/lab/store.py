@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FILES = ("cell.json", "arrays.safetensors")
-_ROOMS = ("cells", "checkpoints", "claims", "failures", "damaged", "partial")
+_ROOMS = ("cells", "checkpoints", "claims", "failures", "damaged", "partial", "runs")
 _DAY = 86_400.0
 
 
@@ -174,7 +174,7 @@ class Store:
         except FileExistsError:
             return folder
         except OSError as error:
-            raise self._unwritable(f"the result of {cell.study} {cell.label}", error) from error
+            raise self.unwritable(f"the result of {cell.study} {cell.label}", error) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self.index.put({_row(folder): text})
@@ -225,7 +225,7 @@ class Store:
             with contextlib.suppress(FileNotFoundError):  # another command was quicker
                 os.rename(folder, aside)
         except OSError as error:
-            raise self._unwritable(f"the damaged {folder}", error) from error
+            raise self.unwritable(f"the damaged {folder}", error) from error
         self.index.drop([_row(folder)])
         return aside
 
@@ -236,7 +236,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         except OSError as error:
-            raise self._unwritable(f"the traceback of {cell.label}", error) from error
+            raise self.unwritable(f"the traceback of {cell.label}", error) from error
         return path
 
     def forget_failure(self, cell: Cell) -> None:
@@ -267,7 +267,7 @@ class Store:
         try:
             write_all(probe, b"secateur", "probe", self.fault)
         except OSError as error:
-            raise self._unwritable("anything", error) from error
+            raise self.unwritable("anything", error) from error
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink()
@@ -293,7 +293,7 @@ class Store:
                     found += [folder for folder in study.iterdir() if folder.is_dir()]
         return sorted(found)
 
-    def _unwritable(self, what: str, error: OSError) -> StoreError:
+    def unwritable(self, what: str, error: OSError) -> StoreError:
         return StoreError(
             f"cannot write {what} in the store {self.path}: {error.strerror or error}; make room "
             "or choose another --store, then give the same command again: it goes on from there"
@@ -332,7 +332,7 @@ class Store:
             for room in _ROOMS:
                 (self.path / room).mkdir(exist_ok=True)
         except OSError as error:
-            raise self._unwritable("anything", error) from error
+            raise self.unwritable("anything", error) from error
 
     def _check_format(self) -> bool:
         """Whether store.json says this format; raises for a newer one; damage counts as absence."""

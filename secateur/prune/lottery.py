@@ -8,7 +8,7 @@ level 0 is the dense network, trained once a seed and shared by all branches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ from secateur.core.trees import (
     unflatten,
 )
 from secateur.data.examples import Sets
+from secateur.prune.branches import BRANCHES, Branch
 from secateur.prune.magnitude import keep_largest, prune
 from secateur.structure.reader import read
 from secateur.train.fit import fit
@@ -59,56 +60,6 @@ class Start(NamedTuple):
     params: Params
     stats: Stats
     first_step: int
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One way to go on from a pruned network.
-
-    Attributes:
-        name, title: in the command and on the page.
-        masks: ``own`` (pruned from its own previous level), ``ticket`` (the mask of the rewound
-            ticket of the same level), ``shuffled`` (that mask permuted inside each layer),
-            ``random`` (from its own previous level as many weights per layer go, chosen at
-            random), ``one-shot`` (the dense network pruned once to the same counts).
-        weights: ``initial``, ``late`` (step k of the dense run), ``fresh`` (a new draw each level),
-            ``same-sign`` (a new draw with the signs of the initial weights), ``trained`` (go on).
-        last_rate: the schedule is replaced by its last rate (fine-tuning, Han et al. 2015).
-        source: who proposed it.
-    """
-
-    name: str
-    title: str
-    masks: str
-    weights: str
-    source: str
-    last_rate: bool = False
-
-    @property
-    def follows(self) -> str:
-        """Whose previous level gives the mask: ``own``, ``ticket`` or ``dense`` (level 0)."""
-        follows = {"own": "own", "random": "own", "ticket": "ticket", "shuffled": "ticket"}
-        return follows.get(self.masks, "dense")
-
-
-_FC = "Frankle & Carbin 2019"
-BRANCHES: dict[str, Branch] = {
-    b.name: b
-    for b in (
-        Branch("rewind", "rewind to initialisation", "own", "initial", _FC),
-        Branch("late", "rewind to step k", "own", "late", "Frankle et al. 2020"),
-        Branch("control", "ticket's mask, re-initialised", "ticket", "fresh", _FC),
-        Branch("chain", "re-initialised at every level", "own", "fresh", "Kumar, figure 1"),
-        Branch(
-            "same-sign", "re-initialised, same signs", "ticket", "same-sign", "Zhou et al. 2019"
-        ),
-        Branch("none", "no rewind", "own", "trained", "Han et al. 2015", last_rate=True),
-        Branch("rate-rewind", "learning-rate rewind", "own", "trained", "Renda et al. 2020"),
-        Branch("one-shot", "pruned once, rewound", "one-shot", "initial", _FC),
-        Branch("random", "random mask, same counts", "random", "initial", _FC),
-        Branch("shuffled", "ticket's mask shuffled", "shuffled", "initial", "Su et al. 2020"),
-    )
-}
 
 
 def _generators(mask: Mask, seed: int, *path: str | int) -> dict[str, np.random.Generator]:

@@ -34,7 +34,7 @@ def rank(scores: np.ndarray, mask: np.ndarray, keep: int) -> np.ndarray:
     places = np.flatnonzero(mask)
     found = scores[places]
     if np.isnan(found).any():
-        raise SecateurError("some weights are NaN, so they have no rank; training has diverged.")
+        raise SecateurError("some scores are NaN, so they have no rank.")
     if keep > len(places):
         raise SecateurError(f"{keep} weights cannot be kept where {len(places)} survive.")
     best = np.argsort(-found, kind="stable")[:keep]
@@ -49,11 +49,20 @@ def keep_largest(params: Params, mask: Mask, keep: Mapping[str, int] | int) -> M
     Args:
         keep: survivors of each leaf by name (a ranking within each layer), or one number for all
             (one ranking over all layers).
+
+    Raises:
+        SecateurError: where a surviving weight is NaN or infinite: it names the layer.
     """
     names = [name for name, m in flatten(mask).items() if m is not None]
     masks = {name: np.asarray(flatten(mask)[name]) for name in names}
     values = flatten(params)
     sizes = {name: np.abs(np.asarray(values[name])).ravel() for name in names}
+    for name in names:
+        if not np.isfinite(sizes[name][masks[name].ravel()]).all():
+            raise SecateurError(
+                f"some weights of {name} are NaN or infinite, so they have no rank; training has "
+                "diverged: lower the learning rate."
+            )
     if isinstance(keep, int):
         joint = rank(
             np.concatenate([sizes[n] for n in names]),

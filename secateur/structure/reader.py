@@ -30,6 +30,9 @@ ELEMENTWISE = frozenset(
     not or pow reduce_precision rem round rsqrt select_n sign sin sqrt square stop_gradient sub
     tan tanh xor""".split()
 )
+# What leaves a parameter the parameter it is: a weight of 0 stays 0, a product with it a dense layer.
+CASTS = frozenset(["convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient"])
+# Entered, so that what is inside is read. A custom_vjp is not: its backward pass may mix units.
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -38,8 +41,10 @@ CALLS = {
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
 }
+
+
+OUTPUT = "it is the output"
 
 
 class Label:
@@ -162,7 +167,7 @@ class _Reader:
         shapes = [v.aval.shape for v in eqn.outvars]
         rule = getattr(self, f"_{name}", None)
         if name in ELEMENTWISE:
-            return [self._elementwise(ins, shapes[0], from_input)]
+            return [self._elementwise(name, ins, shapes[0], from_input)]
         if rule is not None:
             seen = rule(eqn, ins, shapes[0], from_input)
             if seen is not None:
@@ -176,15 +181,19 @@ class _Reader:
             _Seen(self.fresh(s, f"it comes out of {name}"), None, None, from_input) for s in shapes
         ]
 
-    def _elementwise(self, ins: list[_Seen], shape: tuple[int, ...], from_input: bool) -> _Seen:
+    def _elementwise(
+        self, name: str, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
+    ) -> _Seen:
         out = self.fresh(shape)
         for i in ins:
             for axis, label in enumerate(i.labels if len(i.labels) == len(shape) else []):
                 if label.size == shape[axis]:
                     out[axis].join(label)
-        leaf = next((i for i in ins if i.leaf), None)
-        if leaf is not None and len(ins) == 1:
-            return _Seen(out, leaf.leaf, leaf.leaf_axes, from_input)  # a cast keeps what it is
+        if name in CASTS:
+            return _Seen(out, ins[0].leaf, ins[0].leaf_axes, from_input)
+        for i in ins:  # exp(W) of a masked weight is 1, m * W has a mask that nobody here knows
+            if i.leaf and sum(label.size != 1 for label in i.labels) > 1:
+                self.unread.setdefault(i.leaf, f"it goes through {name}")
         return _Seen(out, None, None, from_input)
 
     def _dot_general(
@@ -197,12 +206,17 @@ class _Reader:
         a.labels[lhs_c[0]].join(b.labels[rhs_c[0]])
         free_a = [l for k, l in enumerate(a.labels) if k not in lhs_c]
         free_b = [l for k, l in enumerate(b.labels) if k not in rhs_c]
+        dense = False
         for kernel, other, contracted in ((a, b, lhs_c[0]), (b, a, rhs_c[0])):
             if kernel.leaf is None:
                 continue
-            if not other.from_input or len(kernel.labels) != 2 or kernel.leaf_axes is None:
+            if not other.from_input:
                 self.unread.setdefault(kernel.leaf, "it is multiplied by something without input")
                 continue
+            if len(kernel.labels) != 2 or kernel.leaf_axes is None:
+                self.unread.setdefault(kernel.leaf, "it is multiplied, but is no matrix")
+                continue
+            dense = True
             free = 1 - contracted
             self.sites.append(
                 (
@@ -213,6 +227,8 @@ class _Reader:
                     kernel.labels[free],
                 )
             )
+        if not dense:  # a path that `layers` does not show
+            a.labels[lhs_c[0]].fix("a product that is no dense layer sums over it")
         return _Seen([*free_a, *free_b], None, None, from_input)
 
     def _broadcast_in_dim(
@@ -268,7 +284,7 @@ def read(network: Network, params: Params, stats: Stats) -> Structure:
     groups fixed and is named in ``unread``: callers fall back to the full network openly.
     """
     flat = flatten(params)
-    names = list(flat)
+    names = [name for name, leaf in flat.items() if leaf is not None]
     batch = 7  # a size that tells the example axis from others in error messages, nothing more
     x = jax.ShapeDtypeStruct((batch, *network.input_shape), jax.numpy.result_type(float))
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), (params, stats))
@@ -292,8 +308,8 @@ def read(network: Network, params: Params, stats: Stats) -> Structure:
     consts = [_Seen(reader.fresh(np.shape(c), "a constant has it")) for c in closed.consts]
     outs = reader.walk(closed.jaxpr, consts, [*leaves, *stats_seen, image])
     for out in outs:
-        for label in out.labels:
-            label.fix("it is the output")
+        for label in out.labels[1:]:
+            label.root().fixed = OUTPUT  # whatever else fixes it: a softmax does
     for one in leaves:
         for label in one.labels:
             if label.size == 1:
@@ -320,6 +336,10 @@ def _collect(reader: _Reader, leaves: list[_Seen]) -> Structure:
     for kernel, count in uses.items():
         if count > 1:
             reader.unread.setdefault(kernel, f"it is used by {count} products")
+    for seen in leaves:
+        if sum(label.size != 1 for label in seen.labels) > 1 and seen.leaf not in uses:
+            assert seen.leaf is not None
+            reader.unread.setdefault(seen.leaf, "no product with the input uses it as a matrix")
     layers = tuple(
         Dense(kernel, i, o, number(i_label), number(o_label))
         for kernel, i, o, i_label, o_label in reader.sites
@@ -334,3 +354,18 @@ def _collect(reader: _Reader, leaves: list[_Seen]) -> Structure:
         Group(tuple(m), root.size, root.fixed, root is features) for root, m in zip(roots, members)
     )
     return Structure(groups, layers, dict(reader.unread))
+
+
+def depends(jaxpr: Jaxpr, inputs: list[bool]) -> list[bool]:
+    """Which outputs depend on the marked inputs; a value that nothing reads counts for nothing."""
+    marked = {v for v, is_marked in zip(jaxpr.invars, inputs) if is_marked}
+    is_marked = lambda atom: not isinstance(atom, Literal) and atom in marked
+    for eqn in jaxpr.eqns:
+        ins = [is_marked(atom) for atom in eqn.invars]
+        inner = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
+        if inner is not None and any(ins):
+            outs = depends(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, ins)
+        else:
+            outs = [any(ins)] * len(eqn.outvars)
+        marked |= {v for v, out in zip(eqn.outvars, outs) if out}
+    return [is_marked(atom) for atom in jaxpr.outvars]

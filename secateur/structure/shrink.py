@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 
 from secateur.core.network import Network, Stats
-from secateur.core.trees import Mask, Params, apply_mask, flatten, unflatten
-from secateur.structure.reader import Structure, read
+from secateur.core.trees import Mask, Params, apply_mask, flatten, map_mask, unflatten
+from secateur.structure.reader import Structure, depends, read
 
 GRAIN = 32  # widths are rounded up to a multiple of it: 8 float32 of AVX times 4 registers
 
@@ -90,7 +89,7 @@ class Selection:
                 leaf = np.array(flat[name])
                 leaf[self._index(name, leaf.ndim)] = np.asarray(parts[name])
                 flat[name] = leaf
-            else:
+            elif parts[name] is not None:
                 flat[name] = np.asarray(parts[name])
         return unflatten(flat, full)
 
@@ -107,19 +106,27 @@ class Kept:
 def _read(network: Network) -> tuple[Structure, str | None]:
     params, stats = jax.eval_shape(network.init, jax.random.key(0))
     structure = read(network, params, stats)
-    return structure, _random_training(network, params, stats)
+    return structure, _other_training(network, structure, params, stats)
 
 
-def _random_training(network: Network, params: Params, stats: Stats) -> str | None:
+def _other_training(
+    network: Network, structure: Structure, params: Params, stats: Stats
+) -> str | None:
     """Why training mode is not the function that `read` saw, or None."""
     if jax.tree.leaves(stats):
         return "it has batch statistics"
     x = jax.ShapeDtypeStruct((2, *network.input_shape), jnp.result_type(float))
     key = jax.eval_shape(lambda: jax.random.key(0))
     jaxpr = jax.make_jaxpr(network.train)(params, stats, x, key).jaxpr
-    last = jaxpr.invars[-1]
-    used = any(v is last for e in jaxpr.eqns for v in e.invars if not isinstance(v, Literal))
-    return "its training mode draws random numbers" if used else None
+    if any(depends(jaxpr, [v is jaxpr.invars[-1] for v in jaxpr.invars])):
+        return "its training mode draws random numbers"
+    if read(replace(network, apply=_training_mode(network)), params, stats) != structure:
+        return "its training mode is another function"
+    return None
+
+
+def _training_mode(network: Network) -> Any:
+    return lambda params, stats, x: network.train(params, stats, x, jax.random.key(0))[0]
 
 
 def reason_full(network: Network) -> str | None:
@@ -134,18 +141,13 @@ def reason_full(network: Network) -> str | None:
 
 
 def _removable(structure: Structure) -> list[int]:
-    """Groups whose units may go: not fixed, and every kernel that has them is a read layer."""
-    read_kernels = {layer.kernel for layer in structure.layers} - set(structure.unread)
-    vectors = {}
-    for group in structure.groups:
-        for leaf, axis in group.members:
-            vectors[leaf] = max(vectors.get(leaf, 0), axis + 1)
+    """Groups whose units may go: not fixed, and every parameter that has them was read."""
     return [
         n
         for n, group in enumerate(structure.groups)
         if group.fixed is None
         and group.members
-        and all(vectors[leaf] == 1 or leaf in read_kernels for leaf, _ in group.members)
+        and not any(leaf in structure.unread for leaf, _ in group.members)
     ]
 
 
@@ -213,9 +215,7 @@ def select(kepts: Sequence[Kept], grain: int = GRAIN) -> list[Selection]:
     for n in cut:
         for leaf, axis in groups[n].members:
             axes.setdefault(leaf, {})[axis] = n
-    names = {
-        n: "input" if groups[n].is_input else _row_name(groups[n].members) for n in first.needed
-    }
+    names = {n: _row_name(first.structure, n) for n in first.needed}
     result = []
     for one in kepts:
         units, live = {}, {}
@@ -230,31 +230,41 @@ def select(kepts: Sequence[Kept], grain: int = GRAIN) -> list[Selection]:
     return result
 
 
-def _row_name(members: Sequence[tuple[str, int]]) -> str:
-    """The layer whose outputs these units are: that of the vector (bias) among the members."""
-    return members[0][0].rsplit("/", 1)[0]
+def _row_name(structure: Structure, n: int) -> str:
+    """The layer whose outputs these units are, the first of several that are added."""
+    if structure.groups[n].is_input:
+        return "input"
+    makers = [layer.kernel for layer in structure.layers if layer.out_group == n]
+    return (makers or [structure.groups[n].members[0][0]])[0].rsplit("/", 1)[0]
 
 
 def agrees(network: Network, selection: Selection, start: Params, mask: Mask) -> str | None:
     """Why the smaller network is not the same function as the masked one, or None where it is.
 
     Checks shapes and, on two random inputs, values: a network that bakes a width into its code
-    (1/sqrt(width), fixed feature counts) is found out here, and then trained at full size.
+    (1/sqrt(width), fixed feature counts) is found out here, and then trained at full size. What is
+    not pruned is moved a little first: biases of 0 would hide a width that multiplies them.
     """
-    masked = apply_mask(mask, start)
     rng = np.random.default_rng(0)
+    nudge = lambda p: (p + 0.1 * rng.standard_normal(np.shape(p))).astype(np.asarray(p).dtype)
+    moved = map_mask(
+        lambda m, p: nudge(p) if m is None and p is not None else p, mask, jax.device_get(start)
+    )
+    masked = apply_mask(mask, moved)
     x = rng.standard_normal((2, math.prod(network.input_shape)))
     x = x.astype(np.asarray(jax.tree.leaves(start)[0]).dtype)
     features = selection.features()
     full = x.reshape(2, *network.input_shape)
-    try:
-        small = network.apply(selection.take(masked), {}, jnp.asarray(_cut(full, features)))
-    except Exception as error:  # whatever a user's network raises on a shape it did not expect
-        return f"it does not run on smaller widths ({type(error).__name__})"
-    whole = network.apply(masked, {}, jnp.asarray(full))
-    scale = float(jnp.max(jnp.abs(whole))) + 1e-30
-    if small.shape != whole.shape or float(jnp.max(jnp.abs(small - whole))) > 1e-3 * scale:
-        return "its function depends on its widths"
+    for function in (network.apply, _training_mode(network)):
+        try:
+            small = function(selection.take(masked), {}, jnp.asarray(_cut(full, features)))
+        except Exception as error:  # whatever a user's network raises on a shape it did not expect
+            return f"it does not run on smaller widths ({type(error).__name__})"
+        whole = function(masked, {}, jnp.asarray(full))
+        scale = float(jnp.max(jnp.abs(whole))) + 1e-30
+        same_shape = small.shape == whole.shape
+        if not (same_shape and float(jnp.max(jnp.abs(small - whole))) <= 1e-3 * scale):
+            return "its function depends on its widths"
     return None
 
 

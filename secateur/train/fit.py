@@ -131,11 +131,12 @@ def _check(training: Training) -> None:
             f"from step {training.first_step} to {training.recipe.steps} is no multiple of "
             f"evaluate_every ({training.recipe.evaluate_every}); rewind to a step that is."
         )
-    wrong = [k for k in training.keep_at if k % training.recipe.evaluate_every]
+    every, first, last = training.recipe.evaluate_every, training.first_step, training.recipe.steps
+    wrong = [k for k in training.keep_at if k % every or not first <= k <= last]
     if wrong:
         raise SecateurError(
-            f"a copy can be kept where evaluations are, each {training.recipe.evaluate_every} "
-            f"steps, not at step {wrong[0]}."
+            f"a copy can be kept where evaluations are, each {every} steps from {first} to {last}, "
+            f"not at step {wrong[0]}."
         )
 
 

@@ -1,0 +1,277 @@
+"""The command. It parses, calls and prints; what it does stands in the rooms below.
+
+Nothing heavy is imported at the top: ``--help`` answers before an array library would have loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from secateur import __version__
+from secateur.core.errors import SecateurError
+
+if TYPE_CHECKING:
+    from secateur.studies.plan import Plan
+
+STORE = "secateur-runs"
+EXECUTORS = ("serial", "processes", "lanes", "ray")
+
+
+class Sentences(click.Group):
+    """A group whose errors are one line: what is wrong and what to do. Exit status 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            status = super().main(*args, **kwargs)
+        except SecateurError as error:
+            _say(error)
+            sys.exit(getattr(error, "status", 2))
+        except click.exceptions.Exit as done:
+            sys.exit(done.exit_code)
+        except click.Abort:
+            _say("stopped.")
+            sys.exit(130)
+        except click.ClickException as error:
+            _say(error.format_message())
+            sys.exit(2)
+        except BrokenPipeError:  # `secateur studies | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        sys.exit(status if isinstance(status, int) else 0)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            from secateur.core.errors import nearest
+
+            raise SecateurError(
+                f"there is no command {cmd_name!r}. {nearest(cmd_name, sorted(self.commands))}"
+            )
+        return found
+
+
+def _say(message: object) -> None:
+    text = str(message)
+    click.echo(f"secateur: {text}", err=True)
+
+
+@click.group(cls=Sentences, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="secateur")
+def main() -> None:
+    """How neural networks learn, studied by cutting them down.
+
+    Begin with: secateur run lottery
+    """
+
+
+def _chosen(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which cells of a study are meant."""
+    for option in reversed(
+        (
+            click.argument("study"),
+            click.option("--preset", help="Named settings: quick, paper, ... (see: studies)."),
+            click.option("--seeds", type=int, help="How many seeds: 0, 1, ..., N-1."),
+            click.option("--first-seed", type=int, default=0, show_default=True, help="The first."),
+            click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="One field."),
+            click.option(
+                "--grid", "grids", multiple=True, metavar="FIELD=A,B,C", help="One run for each."
+            ),
+            click.option(
+                "--store", default=STORE, show_default=True, type=click.Path(path_type=Path)
+            ),
+            click.option("--data-dir", help="Where data sets lie; a list, as in PATH."),
+        )
+    ):
+        command = option(command)
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("data_dir"):
+            # Workers find the data as the driver does, through their environment.
+            os.environ["SECATEUR_DATA"] = os.pathsep.join(
+                str(Path(part).absolute()) for part in kwargs["data_dir"].split(os.pathsep) if part
+            )
+        kwargs.pop("data_dir")
+        return command(*args, **kwargs)
+
+    return wrapped
+
+
+def _plan(study: str, preset: str | None, seeds: int | None, **more: Any) -> Plan:
+    from secateur.studies.plan import plan
+
+    return plan(study, preset, seeds, **more)
+
+
+@main.command()
+@_chosen
+@click.option(
+    "--executor",
+    type=click.Choice(EXECUTORS),
+    help="Where cells are computed; the default suits the machine.",
+)
+@click.option("--workers", type=int, help="Processes, lanes or Ray tasks at once.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done and what it takes; do nothing."
+)
+def run(
+    study: str,
+    preset: str | None,
+    seeds: int | None,
+    first_seed: int,
+    sets: tuple[str, ...],
+    grids: tuple[str, ...],
+    store: Path,
+    executor: str | None,
+    workers: int | None,
+    dry_run: bool,
+) -> None:
+    """Run STUDY, or go on where it stopped, and write its page.
+
+    Results that the store has are not computed again. Stop it whenever you like: the same command
+    goes on from there.
+    """
+    planned = _plan(study, preset, seeds, first_seed=first_seed, sets=sets, grids=grids)
+    from secateur.lab.executors import default_executor, make_executor
+    from secateur.lab.run import CellsFailed
+    from secateur.lab.run import run as compute
+    from secateur.lab.store import Store
+
+    chosen = make_executor(executor, workers) if executor else None
+    if dry_run:
+        there = Store(store, create=False) if (store / "cells").is_dir() else None
+        for line in planned.estimate(there, chosen or default_executor(planned.cells, workers)):
+            click.echo(line)
+        return
+    kept = Store(store)
+    planned.remember(kept)
+    chosen = chosen or default_executor(planned.cells, workers)
+    failed: CellsFailed | None = None
+    try:
+        outcome = compute(planned.cells, planned.study.work, kept, chosen)
+        for warning in outcome.warnings:
+            _say(warning)
+    except CellsFailed as error:
+        failed = error
+    _pages(planned, kept)
+    click.echo(f"results  {kept.path.absolute()}")
+    if failed:
+        raise failed
+
+
+@main.command()
+@_chosen
+@click.option(
+    "--figures", type=click.Path(path_type=Path), help="Also write them here: SVG, PDF, PNG."
+)
+@click.option("--format", "formats", multiple=True, default=("svg", "pdf"), show_default=True)
+def report(
+    study: str,
+    preset: str | None,
+    seeds: int | None,
+    first_seed: int,
+    sets: tuple[str, ...],
+    grids: tuple[str, ...],
+    store: Path,
+    figures: Path | None,
+    formats: tuple[str, ...],
+) -> None:
+    """Write the page of STUDY from what the store has; nothing is computed.
+
+    Without --preset, --seeds and --set it is the page of the last run of STUDY in this store.
+    """
+    from secateur.lab.store import Store
+    from secateur.studies.plan import recalled
+
+    kept = Store(store, create=False)
+    if preset is None and seeds is None and not sets and not grids and first_seed == 0:
+        planned = recalled(study, kept)
+    else:
+        planned = _plan(study, preset, seeds, first_seed=first_seed, sets=sets, grids=grids)
+    _pages(planned, kept, figures, formats)
+
+
+def _pages(
+    planned: Plan, store: Any, figures: Path | None = None, formats: tuple[str, ...] = ()
+) -> None:
+    from secateur.data.registry import load
+    from secateur.report import build, page
+
+    for part in planned.parts:
+        data = load(part.fields.dataset)
+        view = build.view(planned.study, part.fields, part.cells, store, data, part.command)
+        written = page.write(view, store.path.absolute().parent / f"{part.name}.html")
+        click.echo(f"page     {written}")
+        if figures:
+            from secateur.report.export import save_figures
+
+            folder = figures / part.name if len(planned.parts) > 1 else figures
+            for path in save_figures(view, folder, formats):
+                click.echo(f"figure   {path}")
+
+
+@main.command()
+def studies() -> None:
+    """The studies, their presets and fields."""
+    from secateur.studies.plan import described
+
+    for line in described():
+        click.echo(line)
+
+
+@main.command()
+@click.option("--store", default=STORE, show_default=True, type=click.Path(path_type=Path))
+def status(store: Path) -> None:
+    """What the store holds, what failed, and how far the last runs are."""
+    from secateur.lab.store import Store
+    from secateur.studies.plan import progress
+
+    for line in progress(Store(store, create=False)):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("study")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--store", default=STORE, show_default=True, type=click.Path(path_type=Path))
+@click.option("--curves", is_flag=True, help="One row a point of a curve instead of one a cell.")
+def export(study: str, path: Path, store: Path, curves: bool) -> None:
+    """Write the results of STUDY as a tidy table: PATH ends in .csv, .json or .parquet."""
+    from secateur.lab.export import export as write
+    from secateur.lab.store import Store
+    from secateur.studies.registry import study as known
+
+    known(study)
+    rows = write(Store(store, create=False), study, path, curves)
+    click.echo(f"{rows} rows in {path}")
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--data-dir", help="Where data sets lie; a list, as in PATH.")
+def data(name: str | None, data_dir: str | None) -> None:
+    """The data sets and where they are; with NAME, fetch and check that one."""
+    from secateur.data.registry import describe, load
+
+    if name:
+        found = load(name, data_dir)
+        click.echo(
+            f"{found.name}: {len(found.train.labels):,} training and {len(found.test.labels):,} "
+            f"test examples, {found.source}; sha256 {found.sha256[:16]}"
+        )
+        return
+    for row in describe(data_dir):
+        where = row["where"] if row["found"] else "not here: fetched when first used"
+        click.echo(f"{row['name']:<16}{row['bytes'] / 1e6:>8.1f} MB  {row['title']}; {where}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""From a request (study, preset, seeds, fields) to cells; and what a request would take."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from secateur.core.errors import SecateurError, lookup
+from secateur.lab import runs
+from secateur.lab.cells import Cell, closure
+from secateur.lab.spec import variants
+from secateur.lab.store import Store
+from secateur.studies.registry import STUDIES, study
+
+if TYPE_CHECKING:
+    from secateur.lab.executors import Executor
+
+
+@dataclass(frozen=True)
+class Part:
+    """One combination of a grid: one page.
+
+    Attributes:
+        name: of the page's file.
+        command: makes these cells and this page.
+    """
+
+    name: str
+    fields: Any
+    cells: list[Cell]
+    command: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request asks for. ``asked`` is the request itself, as `plan` takes it."""
+
+    study: ModuleType
+    parts: list[Part]
+    asked: dict[str, Any]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, each once, after those they need."""
+        return closure(itertools.chain.from_iterable(part.cells for part in self.parts))
+
+    def remember(self, store: Store) -> None:
+        """Keeps the request in the store, for ``report`` and ``status``."""
+        runs.remember(store, self.study.name, self.asked)
+
+    def estimate(self, store: Store | None, executor: Executor) -> Iterator[str]:
+        """Lines for ``--dry-run``: cells, programs, minutes, memory, disk."""
+        cells = self.cells
+        had = sum(store.has(cell) for cell in cells) if store else 0
+        missing = [cell for cell in cells if not (store and store.has(cell))]
+        yield f"cells     {len(cells)}, of which {had} are in the store"
+        for part in self.parts:
+            takes = self.study.takes(part.fields)
+            yield f"{part.name:<10}{len(part.cells)} cells of {takes['steps']:,} steps"
+            yield f"programs  {takes['programs']}"
+            wanted = [cell for cell in part.cells if cell in set(missing)]
+            seconds = sum(cell.cost for cell in wanted) * takes["seconds_per_step"]
+            yield (
+                f"time      about {_minutes(seconds / max(1, executor.workers))} on "
+                f"{executor.workers} {executor.name} workers ({_minutes(seconds)} of CPU; measured "
+                "on one core of a 2025 server; the run itself says how long it really has left)"
+            )
+            memory = takes["memory"] * executor.workers / 1e9
+            yield f"memory    about {memory:.1f} GB, {takes['disk'] * len(wanted) / 1e6:.0f} MB on disk"
+
+
+def plan(
+    name: str,
+    preset: str | None = None,
+    seeds: int | None = None,
+    *,
+    first_seed: int = 0,
+    sets: Sequence[str] = (),
+    grids: Sequence[str] = (),
+) -> Plan:
+    """The cells of a request; nothing is computed.
+
+    Raises:
+        SecateurError: unknown study, preset or field, a value of the wrong type or out of bounds,
+            no seeds.
+    """
+    from secateur.data.registry import DATASETS
+
+    module = study(name)
+    preset = preset or next(iter(module.presets))
+    base = lookup(f"preset of {name}", preset, module.presets)
+    count = module.seeds[preset] if seeds is None else seeds
+    if count < 1:
+        raise SecateurError(f"--seeds is the number of seeds, at least 1, not {count}.")
+    if first_seed < 0:
+        raise SecateurError(f"--first-seed is 0 or more, not {first_seed}.")
+    parts = []
+    made = variants(base, sets, grids)
+    for fields in made:
+        module.check(fields)
+        entry = lookup("data set", fields.dataset, DATASETS)
+        numbers = range(first_seed, first_seed + count)
+        differing = _differing(base, fields)
+        words = [f"secateur run {name} --preset {preset} --seeds {count}"]
+        words += [f"--first-seed {first_seed}"] if first_seed else []
+        words += [f"--set {shlex.quote(text)}" for text in differing]
+        parts.append(
+            Part(
+                name if len(made) == 1 else "-".join([name, *map(_slug, _own(sets, differing))]),
+                fields,
+                module.cells(fields, numbers, entry.sha256),
+                " ".join(words),
+            )
+        )
+    asked = {
+        "preset": preset,
+        "seeds": count,
+        "first_seed": first_seed,
+        "sets": list(sets),
+        "grids": list(grids),
+    }
+    return Plan(module, parts, asked)
+
+
+def recalled(name: str, store: Store) -> Plan:
+    """The plan of the last request of a study in a store.
+
+    Raises:
+        SecateurError: where the study was never run there.
+    """
+    study(name)
+    asked = runs.recall(store, name)
+    if asked is None:
+        raise SecateurError(
+            f"{store.path} remembers no run of {name}; say which with --preset, or give: "
+            f"secateur run {name} --store {store.path}"
+        )
+    return plan(name, **asked)
+
+
+def described() -> Iterator[str]:
+    """Every study with its presets and fields, as lines."""
+    for name in STUDIES:
+        module = study(name)
+        yield f"{name}: {module.summary}"
+        for preset, fields in module.presets.items():
+            differing = ", ".join(_differing(module.Fields(), fields)) or "the defaults"
+            yield f"  --preset {preset:<10} {module.seeds[preset]} seeds; {differing}"
+        yield "  fields:"
+        for field in msgspec.structs.fields(module.Fields):
+            default = msgspec.to_builtins(field.default)
+            yield f"    {field.name}={_text(default)}"
+
+
+def progress(store: Store) -> Iterator[str]:
+    """What a store holds and how far the last request of each study is, as lines."""
+    held = {name: store.entries(name) for name in store.studies()}
+    if not held:
+        yield f"{store.path} holds no results yet"
+    for name, entries in held.items():
+        yield f"{name}: {len(entries)} cells in {store.path}"
+        asked = runs.recall(store, name)
+        if asked is None or name not in STUDIES:
+            continue
+        addresses = {entry.address for entry in entries}
+        for part in plan(name, **asked).parts:
+            cells = closure(part.cells)
+            done = sum(cell.address in addresses for cell in cells)
+            word = "done" if done == len(cells) else f"{len(cells) - done} to go"
+            yield f"  {done} of {len(cells)} ({word}): {part.command}"
+    failures = sorted((store.path / "failures").glob("*/*.txt"))
+    for path in failures:
+        yield f"  failed: {path}"
+
+
+def _differing(base: Any, fields: Any) -> list[str]:
+    """``field=value`` of each field that is not the base's, as --set reads it."""
+    before, after = msgspec.to_builtins(base), msgspec.to_builtins(fields)
+    return [f"{k}={_text(v)}" for k, v in after.items() if v != before[k]]
+
+
+def _own(sets: Sequence[str], differing: Sequence[str]) -> list[str]:
+    """Of the differing fields those that a grid gave: they name the page."""
+    fixed = {text.partition("=")[0].strip() for text in sets}
+    return [text for text in differing if text.partition("=")[0] not in fixed] or ["preset"]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,21 @@
+"""The studies by name. A study is a module; its line here is all that the command needs."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from secateur.core.errors import lookup
+
+STUDIES: dict[str, str] = {
+    "lottery": "secateur.studies.lottery",
+}
+
+
+def study(name: str) -> ModuleType:
+    """The module of a study.
+
+    Raises:
+        SecateurError: for an unknown name, with the nearest known one.
+    """
+    return importlib.import_module(lookup("study", name, STUDIES))
