@@ -110,9 +110,13 @@ class Checkpoints:
 
     def remove(self, address: str) -> None:
         """The cell is done: its checkpoints go."""
+        self.sweep({address})
+
+    def sweep(self, finished: set[str]) -> None:
+        """Removes the checkpoints of finished cells."""
         with contextlib.suppress(OSError):
             for name in os.listdir(self.folder):
-                if name.startswith(f"{address}."):
+                if name.partition(".")[0] in finished:
                     (self.folder / name).unlink(missing_ok=True)
 
 

@@ -72,6 +72,14 @@ class Claims:
             with contextlib.suppress(OSError):
                 self.path(address).unlink()
 
+    def sweep(self, finished: set[str]) -> None:
+        """Removes void claims on finished cells: their owners died before they gave them up."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.folder):
+                address = name.partition(".")[0]
+                if address in finished and self._void(address):
+                    self.path(address).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Gives everything up."""
         self._stop.set()

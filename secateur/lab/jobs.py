@@ -208,6 +208,9 @@ class Jobs:
                 except Damaged as damage:
                     self._set_aside(damage, [cell])
             self.missing.add(cell.address)
+        # A command that was killed right after it had written a result left these behind.
+        self.checkpoints.sweep(set(self.reused))
+        self.claims.sweep(set(self.reused))
         self.progress.begin([self.cells[a] for a in self.cells if a in self.missing], self.order)
 
     def _choose(self, after: str | None) -> Cell | None:

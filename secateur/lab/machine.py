@@ -71,6 +71,8 @@ def worker_environment(given: Mapping[str, str] | None = None) -> dict[str, str]
     flags = environment.get("XLA_FLAGS", "")
     if _XLA_SINGLE not in flags:
         environment["XLA_FLAGS"] = f"{flags} {_XLA_SINGLE}".strip()
+    # Many processes cannot share one accelerator: each would reserve most of its memory.
+    environment.setdefault("JAX_PLATFORMS", "cpu")
     environment.pop("SECATEUR_FAULT", None)  # meant for the process that it was given to
     environment.update(cache_environment(environment))
     return environment

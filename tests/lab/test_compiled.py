@@ -69,6 +69,8 @@ def test_the_environment_of_a_worker(given, monkeypatch, tmp_path):
     assert made["XLA_FLAGS"].startswith(given.get("XLA_FLAGS", ""))
     assert made["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
     assert "SECATEUR_FAULT" not in made
+    assert made["JAX_PLATFORMS"] == "cpu"
+    assert worker_environment({"JAX_PLATFORMS": "cuda"})["JAX_PLATFORMS"] == "cuda"
     assert worker_environment(made) == made
     mine = worker_environment({"JAX_COMPILATION_CACHE_DIR": "/mine"})
     assert mine["JAX_COMPILATION_CACHE_DIR"] == "/mine"
