@@ -16,7 +16,7 @@ Stats = Any  # PyTree[Array]: batch statistics; an empty dict where there are no
 
 
 def kernels_only(params: Params) -> Mask:
-    """The default of what may be pruned: every leaf with two or more axes whose name ends in ``kernel``.
+    """The default of what may be pruned: leaves named ``kernel`` with two or more axes.
 
     Biases, norms and everything else are ``None``: never pruned, never counted.
     """
@@ -40,7 +40,8 @@ class Network:
         init: ``key -> (params, stats)``.
         apply: ``(params, stats, x) -> logits``, evaluation mode; x is ``(n, *input_shape)``,
             logits ``(n, outputs)``.
-        train: ``(params, stats, x, key) -> (logits, stats)``, training mode: batch statistics, dropout.
+        train: ``(params, stats, x, key) -> (logits, stats)``, training mode: batch statistics,
+            dropout.
         prunable: ``params -> Mask`` of ``True`` where weights may be pruned and ``None`` elsewhere.
     """
 

@@ -6,17 +6,17 @@ and not the zero of normalised values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from secateur.core.keys import Key
 
 
 def normalise(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32
+    images: jax.Array, mean: ArrayLike, std: ArrayLike, dtype: Any = jnp.float32
 ) -> jax.Array:
     """``(x / 255 - mean) / std`` of uint8 images; ``(x - mean) / std`` of floats.
 

@@ -1,4 +1,4 @@
-"""What was asked last of each study in a store, so that a report can be made without repeating it."""
+"""What was asked last of each study in a store, so that a report need not be told again."""
 
 from __future__ import annotations
 

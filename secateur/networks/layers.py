@@ -40,7 +40,7 @@ def glorot_uniform(key: Key, shape: tuple[int, ...]) -> jax.Array:
 
 
 def kaiming_normal(key: Key, shape: tuple[int, ...]) -> jax.Array:
-    """w ~ N(0, 2 / fan_in), the form open_lth uses (fan-in, gain sqrt 2). He et al. 2015, eq. 10."""
+    """w ~ N(0, 2 / fan_in), as in open_lth (fan-in, gain sqrt 2). He et al. 2015, eq. 10."""
     return jax.random.normal(key, shape) * math.sqrt(2 / _fans(shape)[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def mlp(
     initialiser: str = "glorot_normal",
     bias: bool = True,
 ) -> Network:
-    """x -> dense_1 -> phi -> ... -> dense_L, with leaves ``dense_l/kernel`` (in, out), ``dense_l/bias``.
+    """x -> dense_1 -> phi -> ... -> dense_L; leaves ``dense_l/kernel`` (in, out), ``dense_l/bias``.
 
     Args:
         hidden: width of each hidden layer, first to last; none gives a linear model.
@@ -45,7 +46,7 @@ def mlp(
 
     def init(key: Key) -> tuple[Params, Stats]:
         params = {}
-        for l, (fan_in, fan_out) in enumerate(zip(widths, widths[1:]), start=1):
+        for l, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
             params[f"dense_{l}"] = {"kernel": draw(jax.random.fold_in(key, l), (fan_in, fan_out))}
             if bias:
                 params[f"dense_{l}"]["bias"] = jnp.zeros(fan_out)
@@ -69,5 +70,5 @@ def mlp(
 
 
 def lenet_300_100(initialiser: str = "glorot_normal") -> Network:
-    """784-300-100-10 with ReLU: 266,200 prunable weights (LeCun et al. 1998; Frankle & Carbin 2019)."""
+    """784-300-100-10, ReLU: 266,200 prunable weights (LeCun et al. 1998; Frankle & Carbin 2019)."""
     return mlp(300, 100, initialiser=initialiser)

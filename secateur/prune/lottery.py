@@ -37,7 +37,7 @@ from secateur.train.training import Fitted, Training
 
 
 class Dense(NamedTuple):
-    """What all branches of a seed share: the dense network's start, its end and its copy at step k."""
+    """What all branches of a seed share: the dense network's start, end and copy at step k."""
 
     initial: Params
     stats: Stats
@@ -188,7 +188,7 @@ def training(
     begins: Start,
     **options: Any,
 ) -> Training:
-    """The training of one level; ``branch`` is None for the dense network. A new data order each."""
+    """The training of one level, with a data order of its own; no ``branch`` for the dense one."""
     name = branch.name if branch else "dense"
     if branch and branch.last_rate:
         last = float(recipe.rates(np.asarray([recipe.steps - 1]))[0])

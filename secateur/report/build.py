@@ -103,7 +103,7 @@ def _described(fields: Any) -> dict[str, Any]:
 
 def _shown(fields: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The fields as the page lists them, with how the data were split."""
-    split = next((row["split"] for row in rows if row.get("split")), {})
+    split: dict[str, Any] = next((row["split"] for row in rows if row.get("split")), {})
     return {**fields, **{f"split.{k}": v for k, v in split.items() if k not in fields}}
 
 

@@ -23,16 +23,16 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from secateur.core.network import Network, Stats
 from secateur.core.trees import Params, flatten
 
-# Each output element depends on the input elements at the same position alone.
-ELEMENTWISE = frozenset(
-    """abs add add_any and atan2 ceil clamp convert_element_type copy copy_p cos div eq erf erfc
-    exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg
-    not or pow reduce_precision rem round rsqrt select_n sign sin sqrt square stop_gradient sub
-    tan tanh xor""".split()
-)
-# What leaves a parameter the parameter it is: a weight of 0 stays 0, a product with it a dense layer.
+# An output element of these depends on the input elements at the same position alone.
+_NAMES = """
+abs add add_any and atan2 ceil clamp convert_element_type copy copy_p cos div eq erf erfc
+exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne
+neg not or pow reduce_precision rem round rsqrt select_n sign sin sqrt square
+stop_gradient sub tan tanh xor
+"""
+ELEMENTWISE = frozenset(_NAMES.split())
+# Of these, what changes no value: a parameter behind one is still the parameter.
 CASTS = frozenset(["convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient"])
-# Entered, so that what is inside is read. A custom_vjp is not: its backward pass may mix units.
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -117,7 +117,7 @@ class Structure:
 
 @dataclass
 class _Seen:
-    """What is known of one variable: a label an axis, the leaf it is, whether the input is in it."""
+    """What is known of a variable: a label an axis, the leaf it is, whether the input is in it."""
 
     labels: list[Label]
     leaf: str | None = None
@@ -272,7 +272,7 @@ class _Reader:
             )
         features = self.input_features
         flattened = features is not None and shape == (ins[0].labels[0].size, features.size)
-        if ins[0].raw_input and flattened:
+        if ins[0].raw_input and flattened and features is not None:
             return _Seen([ins[0].labels[0], features], None, None, True)
         return None
 

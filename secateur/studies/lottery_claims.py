@@ -62,7 +62,7 @@ def difference(of: Value, a: tuple[str, float], b: tuple[str, float]) -> Any:
 
 
 def ratio(of: Value, a: tuple[str, float], b: tuple[str, float]) -> Any:
-    """per seed: the value at (branch, density) a over that at b; seeds with a 0 below are left out."""
+    """per seed: the value at (branch, density) a over that at b, where that is not 0."""
 
     def per_seed(rows: Sequence[Row]) -> dict[int, float]:
         left, right = at(rows, *a), at(rows, *b)
@@ -92,7 +92,7 @@ CLAIMS: tuple[Measured, ...] = (
         Claim(
             "FC-1",
             _FC,
-            "Winning tickets with 21 % of the weights are at least as accurate as the dense network.",
+            "Winning tickets with 21 % of the weights are as accurate as the dense network.",
             "test accuracy at early stop, ticket at 21.1 % minus dense",
             "above",
             -0.1,
@@ -202,7 +202,7 @@ CLAIMS: tuple[Measured, ...] = (
         Claim(
             "K-1a",
             _KUMAR,
-            "Without rewinding, accuracy degrades rapidly at high sparsity: rewinding is necessary.",
+            "Without rewinding, accuracy degrades rapidly: rewinding is necessary.",
             "test accuracy at the last step, rewound minus not rewound, at 2.3 %",
             "above",
             0.0,
@@ -241,8 +241,8 @@ CLAIMS: tuple[Measured, ...] = (
         Claim(
             "SU-1",
             "Su et al. 2020",
-            "The ticket's mask matters beyond its layer densities, unlike masks found before training.",
-            "test accuracy at the last step, ticket minus its mask shuffled in each layer, at 3.6 %",
+            "The ticket's mask matters beyond its layer densities.",
+            "test accuracy at the last step, ticket minus its mask shuffled, at 3.6 %",
             "above",
             2.0,
             {"dataset": "mnist"},

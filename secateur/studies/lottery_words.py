@@ -67,8 +67,7 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
 def notes(rows: Sequence[Row], fields: Any) -> list[str]:
     """What a reader must know to read the numbers rightly."""
     said = [
-        "Accuracy at the last step and at the lowest validation loss are both kept; nothing is ever "
-        "chosen by test accuracy.",
+        "Nothing is chosen by test accuracy: it is read at the last step and at early stopping.",
     ]
     density = min((row["density"] for row in rows), default=1.0)
     ticket, going = mean(rows, "rewind", density), mean(rows, "none", density)
@@ -78,8 +77,8 @@ def notes(rows: Sequence[Row], fields: Any) -> list[str]:
         which = "ahead of" if going > ticket else "behind"
         said.append(
             f"At {100 * density:.2g} % of the weights the network that was never rewound is "
-            f"{abs(going - ticket):.1f} points {which} the ticket; it has trained {total:,.0f} steps "
-            f"by then, in a row, where the ticket's last training took {fields.steps:,}."
+            f"{abs(going - ticket):.1f} points {which} the ticket; by then it has trained "
+            f"{total:,.0f} steps in a row, where the ticket's last training took {fields.steps:,}."
         )
     shrunk = [row for row in rows if row.get("widths")]
     if shrunk:

@@ -73,7 +73,8 @@ class Plan:
                 "on one core of a 2025 server; the run itself says how long it really has left)"
             )
             memory = takes["memory"] * executor.workers / 1e9
-            yield f"memory    about {memory:.1f} GB, {takes['disk'] * len(wanted) / 1e6:.0f} MB on disk"
+            disk = takes["disk"] * len(wanted) / 1e6
+            yield f"memory    about {memory:.1f} GB; {disk:.0f} MB on disk"
 
 
 def plan(

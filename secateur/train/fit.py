@@ -1,4 +1,4 @@
-"""One training, or several as lanes of one program: prepare, run in chunks, give back full shapes."""
+"""One training, or several as lanes of one program: prepare, run in chunks, scatter back."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def leak(mask: Mask, params: Any, state: Any) -> jax.Array:
     Moments are the subtrees of ``state`` with the structure and shapes of ``params``. Exactly 0
     when the mask was respected.
     """
-    shape = jax.tree.structure(params)
+    shape: Any = jax.tree.structure(params)
 
     def outside(tree: Any) -> list[jax.Array]:
         found = map_mask(

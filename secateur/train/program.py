@@ -59,7 +59,7 @@ class Examples(NamedTuple):
 class Chunk(NamedTuple):
     """The steps of one call: E evaluations with S steps before each."""
 
-    index: jax.Array  # int32 (E, S, batch)
+    order: jax.Array  # int32 (E, S, batch)
     rate: jax.Array  # (E, S)
 
 
@@ -108,16 +108,19 @@ def begin(static: Static, given: Given, params: Any, stats: Any) -> Carry:
 
 
 def _inputs(data: Examples, index: Any, given: Given, augment: Any, dtype: Any) -> jax.Array:
-    images = data.images[index]
+    images, mean, std = data.images[index], data.mean, data.std
     if augment is not None:
         images = pad_crop_flip(images, augment)
     if given.features is not None:
+        shape = images.shape[1:]
+        cut = lambda a: jnp.broadcast_to(a, shape).reshape(-1)[given.features]
         images = jnp.reshape(images, (images.shape[0], -1))[:, given.features]
-    return normalise(images, data.mean, data.std, dtype)
+        mean, std = cut(mean), cut(std)
+    return normalise(images, mean, std, dtype)
 
 
 def evaluate(static: Static, given: Given, params: Any, stats: Any, data: Examples) -> Any:
-    """Mean loss over a set and how many examples are right; sums over examples, none counted twice."""
+    """Mean loss over a set, and how many are right; every example counts once."""
     loss = LOSSES[static.loss]
     count = len(data.labels)
     block = min(BLOCK, count)
@@ -182,7 +185,7 @@ def _chunk(
         carry, _ = jax.lax.scan(lambda c, s: (_step(static, given, train, c, s), None), carry, x)
         return _compare(static, given, validation, carry)
 
-    carry, curve = jax.lax.scan(interval, carry, (chunk.index, chunk.rate))
+    carry, curve = jax.lax.scan(interval, carry, (chunk.order, chunk.rate))
     moments = jax.tree.leaves(carry.moments)
     curve["leak"] = leak(given.mask, carry.params, carry.moments)
     curve["finite"] = jnp.all(

@@ -28,7 +28,7 @@ class Recipe:
         evaluate_every: steps between two evaluations on the validation set; there is one at step 0.
         momentum: of ``momentum`` and ``nesterov``.
         weight_decay: lambda; coupled (added to the gradient) unless ``decoupled``.
-        drops: the rate is multiplied by the factor from the step on: ``((32_000, .1), (48_000, .1))``.
+        drops: the rate is multiplied by a factor from a step on: ``((32_000, .1), (48_000, .1))``.
         warmup: steps over which the rate grows linearly from 0.
         augment: ``none`` or ``pad_crop_flip`` (pad 4, random crop, horizontal flip).
         loss: a name in `losses.LOSSES`.
