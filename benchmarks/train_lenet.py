@@ -94,10 +94,11 @@ def our_ticket(sets: Any, density: float, steps: int) -> tuple[Any, Any, float]:
         trained = flatten(our_fit(sets, apply_mask(mask, params), mask, 60, steps, steps).params)
         flat = flatten(mask)
         share = max(0.8, density / now)
+        half = {max(flat): (1 + share) / 2}  # the output layer at half the rate, as in the paper
         for name, kept in flat.items():
             if kept is None:
                 continue
-            count = round(share * np.sum(kept))
+            count = round(half.get(name, share) * np.sum(kept))
             size = np.where(kept, np.abs(np.asarray(trained[name])), -1).ravel()
             best = np.argsort(-size, kind="stable")[:count]
             flat[name] = np.zeros(size.shape, bool)
@@ -253,6 +254,7 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000, help="timed steps of one run")
+    parser.add_argument("--level-steps", type=int, default=2000, help="steps of a pruning level")
     parser.add_argument("--quick", action="store_true", help="a trial: one repeat of 1,000 steps")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -271,7 +273,9 @@ def main() -> None:
     this = str(Path(__file__).resolve())
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "task.npz"))
-        task = measure.child([sys.executable, this, "--child", "prepare", path, "-", "0", "400"])
+        task = measure.child(
+            [sys.executable, this, "--child", "prepare", path, "-", "0", str(options.level_steps)]
+        )
         arms = {}
         for arm, (bound, aim) in BOUNDS.items():
             for batch in (60, 128):
