@@ -33,6 +33,7 @@ stop_gradient sub tan tanh xor
 ELEMENTWISE = frozenset(_NAMES.split())
 # Of these, what changes no value: a parameter behind one is still the parameter.
 CASTS = frozenset(["convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient"])
+# Entered, so that what is inside is read. A custom_vjp is not: its backward pass may mix units.
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
