@@ -104,11 +104,14 @@ def _cut(data: Examples, features: np.ndarray) -> Examples:
 def _stack(trees: Sequence[Any], lanes: bool) -> Any:
     if not lanes:
         return jax.tree.map(jnp.asarray, trees[0])
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(a) for a in leaves]), *trees)
+    # In numpy: as a JAX operation each shape would be a program to compile.
+    return jax.tree.map(
+        lambda *leaves: jnp.asarray(np.stack([np.asarray(a) for a in leaves])), *trees
+    )
 
 
 def _lane(tree: Any, k: int, lanes: bool) -> Any:
-    return jax.tree.map(lambda a: np.asarray(a[k] if lanes else a), tree)
+    return jax.tree.map(lambda a: np.array(np.asarray(a)[k]) if lanes else np.asarray(a), tree)
 
 
 def _check(training: Training) -> None:
