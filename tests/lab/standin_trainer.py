@@ -69,7 +69,7 @@ def _fit(training: Training, watch: Any) -> Fitted:
             stir = np.random.default_rng([training.seed, step]).random(x.shape)
             x = 3.9 * x * (1 - x) * 0.999 + 0.001 * stir
         means.append(x.mean())
-        time.sleep(training.pause)
+        time.sleep(float(os.environ.get("STANDIN_PAUSE", training.pause)))
         if watch:
             now = {"x": x, "means": np.array(means), "step": np.array(step)}
             watch.tick(step, training.steps, lambda now=now: now)
