@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from itertools import pairwise
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +39,12 @@ def mlp(
     Raises:
         SecateurError: for a width below 1 or an unknown activation or initialiser.
     """
-    if outputs < 1 or any(width < 1 for width in hidden):
-        raise SecateurError(f"every width of an MLP is at least 1, not {(*hidden, outputs)}.")
+    given = (*input_shape, *hidden, outputs)
+    if not all(isinstance(width, Integral) and int(width) >= 1 for width in given):
+        raise SecateurError(
+            "every width of an MLP is a whole number of at least 1, not "
+            f"{(*hidden, outputs)} with input_shape {tuple(input_shape)}."
+        )
     phi = lookup("activation", activation, ACTIVATIONS)
     draw = lookup("initialiser", initialiser, INITIALISERS)
     widths = (math.prod(input_shape), *hidden, outputs)

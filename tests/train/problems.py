@@ -56,9 +56,11 @@ def start(network: Network, seed: int = 0) -> Any:
     # Biases that are not 0, as after late rewinding: they must survive in units without inputs.
     noise = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda p: np.asarray(p)
-        if p.ndim > 1
-        else np.asarray(p) + 0.1 * noise.standard_normal(p.shape).astype(p.dtype),
+        lambda p: (
+            np.asarray(p)
+            if p.ndim > 1
+            else np.asarray(p) + 0.1 * noise.standard_normal(p.shape).astype(p.dtype)
+        ),
         params,
     )
 
@@ -76,7 +78,9 @@ def random_mask(network: Network, params: Any, density: float, seed: int = 0) ->
     return map_mask(draw, ones_mask(network.prunable(params)))
 
 
-def problem(recipe: Recipe = SHORT, density: float = 0.05, seed: int = 0, **options: Any) -> Training:
+def problem(
+    recipe: Recipe = SHORT, density: float = 0.05, seed: int = 0, **options: Any
+) -> Training:
     network = small_net()
     params = start(network, seed)
     mask = random_mask(network, params, density, seed)

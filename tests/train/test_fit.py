@@ -41,7 +41,9 @@ def test_adam_equals_a_numpy_loop_written_from_the_paper() -> None:
         found = fit(t)
     data = digits()
     p = {k: np.array(v, np.float64) for k, v in flatten(t.start).items()}
-    m = {k: np.ones(v.shape, bool) if (x := flatten(t.mask)[k]) is None else x for k, v in p.items()}
+    m = {
+        k: np.ones(v.shape, bool) if (x := flatten(t.mask)[k]) is None else x for k, v in p.items()
+    }
     p = {k: v * m[k] for k, v in p.items()}
     first, second = ({k: np.zeros_like(v) for k, v in p.items()} for _ in range(2))
     index = Order(t.key, len(data.train.labels), recipe.batch).indices(0, 30)
@@ -96,7 +98,7 @@ def test_lanes_get_what_they_get_alone_in_float32() -> None:
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_the_smaller_network_trains_to_the_same_weights_in_float64(name: str) -> None:
-    """200 steps, every optimiser, biases that are not 0, units without inputs and without outputs."""
+    """200 steps, every optimiser, biases that are not 0, units without inputs or outputs."""
     with jax.enable_x64(True):
         t = problem(OPTIMISERS[name])
         small, full = fit(t), fit(replace(t, shrink=False))
@@ -243,7 +245,9 @@ def test_order_sees_every_example_once_an_epoch_across_batches() -> None:
     for epoch in range(10):
         assert sorted(seen[epoch * 103 : (epoch + 1) * 103]) == list(range(103))
     assert len({tuple(seen[e * 103 : (e + 1) * 103]) for e in range(10)}) == 10
-    np.testing.assert_array_equal(Order(key(3), 103, 10).indices(40, 7), seen.reshape(-1, 10)[40:47])
+    np.testing.assert_array_equal(
+        Order(key(3), 103, 10).indices(40, 7), seen.reshape(-1, 10)[40:47]
+    )
     assert not np.array_equal(Order(key(4), 103, 10).indices(0, 5), seen.reshape(-1, 10)[:5])
 
 
