@@ -29,7 +29,7 @@ from secateur.core.trees import (
 )
 from secateur.data.examples import Sets
 from secateur.prune.branches import BRANCHES, Branch
-from secateur.prune.magnitude import keep_largest, prune
+from secateur.prune.magnitude import SCOPES, keep_largest, prune
 from secateur.structure.reader import read
 from secateur.train.fit import fit
 from secateur.train.recipes import Recipe
@@ -155,7 +155,7 @@ def start(
         for _ in range(level):  # the counts of the iterative run, so that the curves share an axis
             mask = prune(previous.trained, mask, rates, scope)
     elif branch.masks == "random":
-        keep = alive(prune(previous.trained, previous.mask, rates))
+        keep = alive(prune(previous.trained, previous.mask, rates, scope))
         noise = _noise(previous.mask, seed, "mask", branch.name, level)
         mask = keep_largest(noise, previous.mask, keep)
     else:
@@ -237,9 +237,10 @@ def lottery(
         rewind_step: k of branch ``late``, a multiple of the recipe's ``evaluate_every``.
 
     Raises:
-        SecateurError: for an unknown branch or an impossible rate or step.
+        SecateurError: for an unknown branch or scope or an impossible rate or step.
     """
     way = lookup("branch", branch, BRANCHES)
+    lookup("scope", scope, dict.fromkeys(SCOPES))
     rates = rates_of(network, rate, rate if output_rate is None else output_rate)
     initial, stats, ones = begin(network, seed)
     keep_at = (rewind_step,) if rewind_step else ()
