@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 
 import jax
+import numpy as np
 import pytest
 from zoo import WRAPPED, ZOO, group, network, relu, structure
 
+from secateur.core.trees import flatten, unflatten
 from secateur.networks.mlp import mlp
+from secateur.structure import shrink
 from secateur.structure.reader import Dense
-from secateur.structure.shrink import reason_full
 
 
 def removable(net):
     """Leaves by axis of every row of units that may be cut."""
-    from secateur.structure.shrink import _removable
-
     found = structure(net)
-    return {found.groups[n].members for n in _removable(found)}
+    return {found.groups[n].members for n in shrink._removable(found)}
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 5), (9, 7, 5, 4)])
@@ -96,7 +96,7 @@ def test_tied_weights_are_named_and_stay():
     found = structure(ZOO["tied"])
     assert found.unread == {"a": "it is used by 2 products"}
     assert removable(ZOO["tied"]) == set()
-    assert reason_full(ZOO["tied"])
+    assert shrink.reason_full(ZOO["tied"])
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_layers_come_in_the_order_of_the_program_whatever_they_are_called():
 
 
 def test_training_that_is_another_function_is_trained_at_full_size():
-    assert reason_full(ZOO["plain"]) is None
-    assert reason_full(ZOO["other training"]) == "its training mode is another function"
-    assert reason_full(ZOO["noisy training"]) == "its training mode draws random numbers"
-    assert reason_full(ZOO["idle key"]) is None
+    assert shrink.reason_full(ZOO["plain"]) is None
+    assert shrink.reason_full(ZOO["other training"]) == "its training mode is another function"
+    assert shrink.reason_full(ZOO["noisy training"]) == "its training mode draws random numbers"
+    assert shrink.reason_full(ZOO["idle key"]) is None
 
 
 def test_batch_statistics_are_trained_at_full_size():
@@ -173,7 +173,7 @@ def test_batch_statistics_are_trained_at_full_size():
     with_stats = dataclasses.replace(
         net, init=lambda key: (net.init(key)[0], {"mean": jax.numpy.zeros(4)})
     )
-    assert reason_full(with_stats) == "it has batch statistics"
+    assert shrink.reason_full(with_stats) == "it has batch statistics"
 
 
 def test_a_leaf_that_is_none_shifts_no_name():
@@ -240,9 +240,36 @@ def test_an_mlp_of_another_library_is_read(make):
     assert set(row.members) == {(first, out_axis), (bias, 0), (second, in_axis)}
     assert row.fixed is None
     assert group(found, first, in_axis).is_input
-    assert reason_full(net) is None
+    assert shrink.reason_full(net) is None
 
 
 def test_a_dense_layer_says_what_it_is():
     layer = structure(ZOO["plain"]).layers[0]
     assert layer == Dense("a", 0, 1, layer.in_group, layer.out_group)
+
+
+@pytest.mark.parametrize("make", [linen_mlp, nnx_mlp, equinox_mlp])
+def test_an_mlp_of_another_library_runs_at_smaller_widths_or_says_that_it_does_not(make):
+    """Half of the inputs and two of five units cut: the same logits, by the library's own code.
+
+    Flax linen compares each parameter with its declared shape, so it is trained at full size.
+    """
+    net, first, bias, second, (in_axis, _) = make()
+    params, stats = net.init(jax.random.key(0))
+    flat = {k: np.array(v) for k, v in flatten(params).items()}
+    flat[bias] += 0.5
+    mask = {k: np.ones(v.shape, bool) if v.ndim > 1 else None for k, v in flat.items()}
+    np.moveaxis(mask[first], in_axis, 0)[6:] = False
+    np.moveaxis(mask[second], in_axis, 0)[:2] = False
+    params, mask = unflatten(flat, params), unflatten(mask, params)
+    (found,) = shrink.select([shrink.kept(net, mask, params, False)], 1)
+    assert {k: w["trained"] for k, w in found.widths().items()} == {
+        "input": 6,
+        first.rsplit("/", 1)[0]: 3,
+    }
+    linen = "it does not run on smaller widths (ScopeParamShapeError)"
+    assert shrink.agrees(net, found, params, mask) == (linen if make is linen_mlp else None)
+    small = flatten(found.take(params))
+    assert small[first].size == 18
+    assert small[second].shape[in_axis] == 3
+    assert not stats

@@ -14,7 +14,7 @@ from secateur.core.trees import apply_mask, flatten, ones_mask
 from secateur.networks.mlp import mlp
 from secateur.structure import shrink
 
-CASES = settings.get_profile(settings._current_profile).max_examples * 4  # each takes 30 ms
+CASES = settings.get_profile(settings._current_profile).max_examples * 2  # each takes 30 ms
 SKIPPED = Graph((4, 4, 4, 2), ((0,), (1,), (2,)), ((0,), (0, 1), ()))
 
 
