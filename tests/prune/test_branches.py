@@ -18,6 +18,7 @@ from secateur.core.trees import alive, fingerprint, flatten, sizes
 from secateur.networks.mlp import lenet_300_100, mlp
 from secateur.prune.branches import BRANCHES
 from secateur.prune.lottery import Start, begin, lottery, rates_of, shuffle_within_layers, training
+from secateur.prune.magnitude import prune
 from secateur.train.recipes import Recipe
 
 NAMES = list(BRANCHES)
@@ -65,6 +66,18 @@ def test_one_ranking_over_all_layers_has_exact_totals_on_every_branch(name):
         first, second, output = (int(m.sum()) for m in kernels(one.mask))
         assert first + second == total
         assert output == sizes(one.mask)[KERNELS[2]]
+
+
+@pytest.mark.parametrize("name", [b for b in NAMES if b != "one-shot"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_level_takes_from_each_layer_what_its_magnitudes_say(name, scope):
+    """Also where the places are random: of one ranking the layers lose unequal shares."""
+    found = chain(name, scope=scope)
+    rates = rates_of(net(), 0.3, 0.15 if scope == "layer" else 0.0)
+    for one, previous in zip(found.starts, found.previous, strict=True):
+        assert alive(one.mask) == alive(prune(previous.trained, previous.mask, rates, scope))
+        by_layer = alive(prune(previous.trained, previous.mask, rates))
+        assert (alive(one.mask) == by_layer) == (scope == "layer")
 
 
 @pytest.mark.parametrize("name", [b for b in NAMES if b != "shuffled"])
