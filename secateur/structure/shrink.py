@@ -22,7 +22,7 @@ import numpy as np
 
 from secateur.core.network import Network, Stats
 from secateur.core.trees import Mask, Params, apply_mask, flatten, map_mask, unflatten
-from secateur.structure.reader import Structure, depends, read
+from secateur.structure.reader import Dense, Structure, depends, read
 
 GRAIN = 32  # widths are rounded up to a multiple of it: 8 float32 of AVX times 4 registers
 
@@ -127,6 +127,12 @@ def _other_training(
 
 def _training_mode(network: Network) -> Any:
     return lambda params, stats, x: network.train(params, stats, x, jax.random.key(0))[0]
+
+
+def dense_layers(network: Network) -> tuple[Dense, ...]:
+    """The layers of the network that are one product each, of a kernel used nowhere else."""
+    structure, _ = _read(network)
+    return tuple(layer for layer in structure.layers if layer.kernel not in structure.unread)
 
 
 def reason_full(network: Network) -> str | None:

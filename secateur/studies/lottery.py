@@ -426,7 +426,6 @@ def _result(
             "mask": trees.fingerprint(mask),
         },
         "split": data.split,
-        "seconds": fitted.seconds,
     }
     return Result(
         values,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from secateur.core.errors import SecateurError
 from secateur.core.trees import apply_mask, flatten, unflatten
 from secateur.data import examples as sets
-from secateur.structure import shrink
+from secateur.train.form import Form, choose
 from secateur.train.order import Order
 from secateur.train.program import (
     Carry,
@@ -143,71 +143,25 @@ def _check(training: Training) -> None:
         )
 
 
-def pays(training: Training, saved: float) -> bool:
-    """Whether training a network with ``saved`` fewer weights wins its compilation back.
-
-    A program takes about 3 CPU seconds to compile; a step saves about 4.5 ns a weight and example
-    of a batch of 60 (measured: benchmarks/train_lenet.py). `Training.siblings` share the program.
-    """
-    seconds = 7.5e-11 * saved * training.recipe.batch * training.recipe.steps
-    return seconds * max(1, training.siblings) > 3.0
-
-
-def _selections(trainings: list[Training]) -> list[shrink.Selection] | None:
-    """The smaller networks to train, all of one shape, or None for full size."""
-    first = trainings[0]
-    if not first.shrink or first.network.input_shape == () or shrink.reason_full(first.network):
-        return None
-    decays = bool(first.recipe.weight_decay)
-    if first.recipe.augment != "none":
-        return None  # augmentation needs whole images; a hidden unit less does not pay for two ways
-    kept = [shrink.kept(t.network, t.mask, t.start, decays) for t in trainings]
-    found = shrink.select(kept, first.grain)
-    if not found[0].units:
-        return None
-    small = found[0].take(first.start)
-    saved = sum(np.size(a) for a in jax.tree.leaves(first.start)) - sum(
-        np.size(a) for a in jax.tree.leaves(small)
-    )
-    if not pays(first, saved):
-        return None
-    if shrink.agrees(first.network, found[0], first.start, first.mask):
-        return None
-    return found
-
-
 def _fit(trainings: list[Training], watches: list[Watch], lanes: bool) -> list[Fitted]:
     for training in trainings:
         _check(training)
     began = time.perf_counter(), time.process_time()
     first = trainings[0]
     recipe, network = first.recipe, first.network
-    run = programs(static_of(network, recipe), lanes)
-
     starts = [jax.tree.map(np.asarray, apply_mask(t.mask, t.start)) for t in trainings]
-    selections = _selections(trainings)
-    small = [s.take(p) for s, p in zip(selections, starts)] if selections else starts
-    masks = [s.take(t.mask) for s, t in zip(selections, trainings)] if selections else None
+    forms = choose(trainings)
+    run = programs(static_of(network, recipe, forms[0].static()), lanes)
+    small = [form.of(start) for form, start in zip(forms, starts)]
     dtype = np.asarray(jax.tree.leaves(first.start)[0]).dtype
     train = _device(first.data.train, first.data)
     validation = _device(first.data.validation, first.data)
-    features = [s.features() for s in selections] if selections else [None]
-    if features[0] is not None and not lanes:
-        train, validation = _cut(train, features[0]), _cut(validation, features[0])
-
-    def given(masks: list[Any], features: list[Any]) -> Given:
-        return Given(
-            masks_on_device(_stack(masks, lanes)),
-            jnp.stack([t.key for t in trainings]) if lanes else first.key,
-            _stack([np.asarray(t.alpha, dtype) for t in trainings], lanes),
-            _stack([np.asarray(t.recipe.weight_decay, dtype) for t in trainings], lanes),
-            _stack([np.asarray(f, np.int32) for f in features], lanes)
-            if lanes and features[0] is not None
-            else None,
-        )
+    features = forms[0].features()
+    if features is not None and not lanes:
+        train, validation = _cut(train, features), _cut(validation, features)
 
     state = _Run(trainings, watches, lanes, dtype)
-    inside = given(masks or [t.mask for t in trainings], features)
+    inside = _given(trainings, forms, lanes, dtype)
     carry, point = run["begin"](
         inside, _stack(small, lanes), _stack([t.stats for t in trainings], lanes), validation
     )
@@ -216,9 +170,20 @@ def _fit(trainings: list[Training], watches: list[Watch], lanes: bool) -> list[F
         chunk = state.chunk()
         carry, points = run["chunk"](inside, carry, chunk, train, validation)
         state.record(carry, points)
+    return _finish(state, carry, starts, forms, began)
 
-    outside = given([t.mask for t in trainings], [None])
-    return _finish(trainings, state, carry, starts, selections, run["evaluate"], outside, began)
+
+def _given(trainings: list[Training], forms: Sequence[Form], lanes: bool, dtype: Any) -> Given:
+    """What the program is given beside the carry; lanes need their input features told."""
+    features = [form.features() for form in forms] if lanes else [None]
+    return Given(
+        masks_on_device(_stack([form.of_mask(t.mask) for form, t in zip(forms, trainings)], lanes)),
+        jnp.stack([t.key for t in trainings]) if lanes else trainings[0].key,
+        _stack([np.asarray(t.alpha, dtype) for t in trainings], lanes),
+        _stack([np.asarray(t.recipe.weight_decay, dtype) for t in trainings], lanes),
+        None if features[0] is None else _stack([np.asarray(f, np.int32) for f in features], lanes),
+        _stack([dict(form.places) for form in forms], lanes),
+    )
 
 
 class _Run:
@@ -316,21 +281,21 @@ class _Run:
 
 
 def _finish(
-    trainings: list[Training],
     state: _Run,
     carry: Carry,
     starts: list[Any],
-    selections: list[shrink.Selection] | None,
-    evaluate: Callable[..., Any],
-    given: Given,
+    forms: Sequence[Form],
     began: tuple[float, float],
 ) -> list[Fitted]:
     """Full shapes again; and the one look at the test set, at the best parameters and the last."""
-    lanes, data = state.lanes, trainings[0].data
+    trainings, lanes = state.trainings, state.lanes
+    data = trainings[0].data
+    static = static_of(trainings[0].network, trainings[0].recipe)
+    evaluate = programs(static, lanes)["evaluate"]
+    given = _given(trainings, [Form() for _ in trainings], lanes, state.dtype)
 
     def whole(params: Any, k: int) -> Any:
-        small = _lane(params, k, lanes)
-        return selections[k].put(small, starts[k]) if selections else small
+        return forms[k].full(_lane(params, k, lanes), starts[k])
 
     count = range(len(trainings))
     last = [whole(carry.params, k) for k in count]
@@ -370,7 +335,8 @@ def _finish(
                 _point(curve, lowest, at_best[:, k]),
                 _point(curve, -1, at_last[:, k])
                 | {"train_loss": float(at_train[0, k]), "train_accuracy": float(at_train[1, k])},
-                selections[k].widths() if selections else {},
+                forms[k].widths(),
+                {name: len(places) for name, places in forms[k].places.items()},
                 {
                     "pruned weights and moments exactly zero": state.leak == 0,
                     "pruned weights of the result exactly zero": max(pruned, default=0.0) == 0,

@@ -7,6 +7,7 @@ chunk come in as arrays, so schedules and epochs cost nothing inside.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from secateur.core.network import Network
-from secateur.core.trees import map_mask
+from secateur.core.trees import flatten, map_mask, unflatten
 from secateur.data.augment import normalise, pad_crop_flip
 from secateur.train.losses import LOSSES
 from secateur.train.masked import leak, masked
@@ -45,6 +46,7 @@ class Given(NamedTuple):
     alpha: jax.Array
     weight_decay: jax.Array
     features: Any  # int32 (features,) into the flattened input, or None for all of it
+    places: Any  # packed leaf -> int32 indices of its entries in the flattened leaf (train/form.py)
 
 
 class Examples(NamedTuple):
@@ -74,9 +76,10 @@ class Static:
     decoupled: bool
     loss: str
     augment: str
+    form: tuple[tuple[str, tuple[int, ...] | None, bool], ...] = ()  # Form.static
 
 
-def static_of(network: Network, recipe: Recipe) -> Static:
+def static_of(network: Network, recipe: Recipe, form: Any = ()) -> Static:
     return Static(
         network,
         recipe.optimiser,
@@ -85,7 +88,25 @@ def static_of(network: Network, recipe: Recipe) -> Static:
         recipe.decoupled,
         recipe.loss,
         recipe.augment,
+        form,
     )
+
+
+def whole(static: Static, given: Given, params: Any) -> Any:
+    """The parameters as the network takes them, from the form in which they are trained."""
+    if not static.form:
+        return params
+    leaves = flatten(params)
+    for name, shape, turned in static.form:
+        if shape is not None:
+            values, places = leaves[name], given.places[name]
+            matrix = jnp.zeros(math.prod(shape), values.dtype)
+            # The filling of `places` points past the end: dropped, and its gradient is 0.
+            matrix = matrix.at[places].set(values, mode="drop", indices_are_sorted=True)
+            leaves[name] = matrix.reshape(shape)
+        if turned:
+            leaves[name] = leaves[name].T
+    return unflatten(leaves, params)
 
 
 def _transformation(static: Static, mask: Any, weight_decay: Any) -> Any:
@@ -126,13 +147,14 @@ def evaluate(static: Static, given: Given, params: Any, stats: Any, data: Exampl
     block = min(BLOCK, count)
     starts = jnp.arange(0, count, block)
     dtype = jax.tree.leaves(params)[0].dtype
+    matrices = whole(static, given, params)
 
     def one(total: Any, start: Any) -> tuple[Any, None]:
         place = start + jnp.arange(block)
         inside = place < count  # the last block is short: its surplus counts nothing
         place = jnp.minimum(place, count - 1)
         logits = given.alpha * static.network.apply(
-            params, stats, _inputs(data, place, given, None, dtype)
+            matrices, stats, _inputs(data, place, given, None, dtype)
         )
         labels = data.labels[place]
         losses = jnp.where(inside, loss(logits, labels), 0)
@@ -153,7 +175,8 @@ def _step(static: Static, given: Given, data: Examples, carry: Carry, x: Any) ->
     labels = data.labels[index]
 
     def objective(params: Any) -> tuple[jax.Array, Any]:
-        logits, stats = static.network.train(params, carry.stats, inputs, key)
+        matrices = whole(static, given, params)
+        logits, stats = static.network.train(matrices, carry.stats, inputs, key)
         return jnp.mean(LOSSES[static.loss](given.alpha * logits, labels)), stats
 
     grads, stats = jax.grad(objective, has_aux=True)(carry.params)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from secateur.core.errors import SecateurError, lookup
+from secateur.train.adam import scale_by_adam
 from secateur.train.losses import LOSSES
 
 OPTIMISERS = ("adam", "sgd", "momentum", "nesterov")
@@ -83,7 +84,7 @@ class Recipe:
         if self.weight_decay and not self.decoupled:
             parts.append(optax.add_decayed_weights(weight_decay))
         if self.optimiser == "adam":
-            parts.append(optax.scale_by_adam())
+            parts.append(scale_by_adam())
         elif self.optimiser in ("momentum", "nesterov"):
             parts.append(optax.trace(self.momentum, nesterov=self.optimiser == "nesterov"))
         if self.weight_decay and self.decoupled:

@@ -29,7 +29,8 @@ class Training:
         first_step: where the schedule and the data order begin (k for a ticket rewound to step k);
             ``recipe.steps`` counts from 0, so ``recipe.steps - first_step`` steps are taken.
         keep_at: steps at which a copy of the parameters is given back (for late rewinding).
-        shrink: train the exact smaller network where that pays; ``False`` never does.
+        shrink: train the exact smaller network, and hold the survivors of sparse leaves alone,
+            where that pays (`train.form`); ``False`` never does.
         siblings: trainings that will share a compiled program: how many times it is paid back.
         grain: widths of smaller networks are multiples of it; coarser grains share programs.
     """
@@ -72,6 +73,7 @@ class Fitted:
         curve: ``step``, ``validation_loss``, ``validation_accuracy``, one entry an evaluation.
         best, last: step, losses and accuracies (fractions) there; test is looked at only here.
         widths: live and trained widths of each shrinkable axis, by name; empty if full size.
+        packed: leaves whose survivors alone were held by the optimiser, and how many places.
         checks: name -> held.
         seconds: ``cpu`` and ``wall`` of this training (its share, as a lane).
     """
@@ -85,6 +87,7 @@ class Fitted:
     best: dict[str, float]
     last: dict[str, float]
     widths: dict[str, dict[str, int]]
+    packed: dict[str, int]
     checks: dict[str, bool]
     seconds: dict[str, float] = field(default_factory=dict)
 

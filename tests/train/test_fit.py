@@ -109,6 +109,55 @@ def test_the_smaller_network_trains_to_the_same_weights_in_float64(name: str) ->
     assert all(small.checks.values())
 
 
+@pytest.mark.parametrize("name", ["adam", "adam, coupled decay", "nesterov, dropped rate"])
+def test_survivors_held_alone_at_full_widths_train_the_same_in_float64(name: str) -> None:
+    with jax.enable_x64(True):
+        t = problem(OPTIMISERS[name], grain=784)
+        packed, full = fit(t), fit(replace(t, shrink=False))
+    assert packed.packed
+    assert not packed.widths
+    same(packed, full, 1e-9)
+
+
+def test_forms_are_exact_and_go_back(getkey: Any) -> None:
+    """A form and back: the masked parameters, bit for bit, whatever was cut, packed or turned."""
+    from secateur.core.trees import apply_mask
+    from secateur.train.form import choose
+
+    for density in (0.02, 0.1, 0.5):
+        t = problem(density=density)
+        form = choose([t])[0]
+        masked = jax.tree.map(np.asarray, apply_mask(t.mask, t.start))
+        assert form.turned
+        back = form.full(form.of(masked), masked)
+        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(masked), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_form_that_does_not_pay_is_not_taken() -> None:
+    from secateur.train.form import choose
+
+    form = choose([problem(siblings=1)])[0]
+    assert form.selection is None
+    assert not form.places
+
+
+def test_our_adam_is_optax_adam(x64: None) -> None:
+    import optax
+
+    from secateur.train.adam import scale_by_adam
+
+    rng = np.random.default_rng(0)
+    params = {"w": np.zeros((5, 7)), "b": np.zeros(3)}
+    ours, theirs = scale_by_adam(), optax.scale_by_adam()
+    a, b = ours.init(params), theirs.init(params)
+    for _ in range(50):
+        grads = jax.tree.map(lambda p: rng.standard_normal(p.shape) * 1e-3, params)
+        u, a = ours.update(grads, a)
+        v, b = theirs.update(grads, b)
+        assert far(u, v) < 1e-13
+
+
 def test_the_smaller_network_in_float32() -> None:
     t = problem(replace(SHORT, steps=50, evaluate_every=25))
     small = fit(t)
