@@ -160,7 +160,7 @@ def _fit(trainings: list[Training], watches: list[Watch], lanes: bool) -> list[F
     if features is not None and not lanes:
         train, validation = _cut(train, features), _cut(validation, features)
 
-    state = _Run(trainings, watches, lanes, dtype)
+    state = _Run(trainings, watches, forms, lanes, dtype)
     inside = _given(trainings, forms, lanes, dtype)
     carry, point = run["begin"](
         inside, _stack(small, lanes), _stack([t.stats for t in trainings], lanes), validation
@@ -190,9 +190,15 @@ class _Run:
     """The host's side of a training: position, data order, curves, copies, checkpoints."""
 
     def __init__(
-        self, trainings: list[Training], watches: list[Watch], lanes: bool, dtype: Any
+        self,
+        trainings: list[Training],
+        watches: list[Watch],
+        forms: Sequence[Form],
+        lanes: bool,
+        dtype: Any,
     ) -> None:
         first = trainings[0]
+        self.marks = [form.mark() for form in forms]
         self.trainings, self.watches, self.lanes, self.dtype = trainings, watches, lanes, dtype
         self.recipe = first.recipe
         self.step = first.first_step
@@ -216,10 +222,13 @@ class _Run:
         carry = shift(carry)._replace(best_step=carry.best_step + first.first_step)
         self._note(np.asarray([first.first_step]), point)
         self._keep(carry)
-        saved = [w.load() for w in self.watches]
-        if any(s is None for s in saved) or len({int(s["step"]) for s in saved if s}) != 1:
+        saved = [s for s in (w.load() for w in self.watches) if s is not None]
+        if len(saved) < len(self.watches) or len({int(s["step"]) for s in saved}) != 1:
             return carry
-        return self._restore(carry, [s for s in saved if s is not None])
+        if any(not np.array_equal(s.get("form"), m) for s, m in zip(saved, self.marks)):
+            # Of another version or another form of the network: the training begins again.
+            return carry
+        return self._restore(carry, saved)
 
     def chunk(self) -> Chunk:
         """Data order and rates of the next chunk."""
@@ -259,7 +268,7 @@ class _Run:
                 state[f"kept/{step}/{n}"] = a
         for name, parts in self.curve.items():
             state[f"curve/{name}"] = np.concatenate([p[k] for p in parts])
-        state["step"] = np.asarray(self.step)
+        state["step"], state["form"] = np.asarray(self.step), self.marks[k]
         state["leak"], state["finite"] = np.asarray(self.leak), np.asarray(self.finite)
         return state
 

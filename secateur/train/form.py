@@ -10,6 +10,7 @@ are exact: they leave out what is masked and change nothing else but the order o
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from secateur import __version__
 from secateur.core.trees import flatten, unflatten
 from secateur.structure import shrink
 from secateur.train.training import Training
@@ -51,6 +53,14 @@ class Form:
         """Of each changed leaf: name, shape if it is packed, whether it is turned."""
         names = sorted({*self.shapes, *self.turned})
         return tuple((name, self.shapes.get(name), name in self.turned) for name in names)
+
+    def mark(self) -> np.ndarray:
+        """32 bytes that differ between forms and versions: a checkpoint fits the form it is of."""
+        digest = hashlib.sha256(f"{__version__} {self.static()}".encode())
+        units = self.selection.units if self.selection else {}
+        for name, array in sorted([*((str(g), u) for g, u in units.items()), *self.places.items()]):
+            digest.update(name.encode() + np.asarray(array, np.int64).tobytes())
+        return np.frombuffer(digest.digest(), np.uint8)
 
     def features(self) -> np.ndarray | None:
         """Indices into the flattened input that are read, or None for all of it."""

@@ -246,6 +246,18 @@ def test_a_resumed_training_is_bit_identical(lanes: bool) -> None:
             np.testing.assert_array_equal(x, y)
 
 
+def test_a_checkpoint_of_another_form_is_not_taken_for_ones_own() -> None:
+    """Weights held turned, packed or cut otherwise have other shapes, or worse, the same."""
+    recipe = replace(SHORT, steps=1200, evaluate_every=100, batch=10)
+    square = replace(problem(recipe, 0.05), shrink=False)
+    recorder = Recorder(800)
+    fit(problem(recipe, 0.05), recorder)
+    resumer = Resumer(recorder.kept)  # type: ignore[arg-type]
+    again = fit(square, resumer)
+    assert min(resumer.steps) < 800
+    assert far(again.params, fit(square).params) == 0
+
+
 def test_one_program_serves_every_mask_start_rate_and_key() -> None:
     """No second compilation: everything that varies is data."""
     from secateur.train.program import programs, static_of
