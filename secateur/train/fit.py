@@ -225,7 +225,7 @@ class _Run:
         saved = [s for s in (w.load() for w in self.watches) if s is not None]
         if len(saved) < len(self.watches) or len({int(s["step"]) for s in saved}) != 1:
             return carry
-        if any(not np.array_equal(s.get("form"), m) for s, m in zip(saved, self.marks)):
+        if any(not np.array_equal(s.get("form", ()), m) for s, m in zip(saved, self.marks)):
             # Of another version or another form of the network: the training begins again.
             return carry
         return self._restore(carry, saved)

@@ -1,0 +1,114 @@
+"""Tables of docs/results.md from an exported study: accuracy, early stopping, and verdicts.
+
+    secateur export lottery docs/results/lottery-paper.csv
+    python scripts/results.py docs/results/lottery-paper.csv --preset paper
+
+Prints Markdown: means over seeds with half the width of their 95 % t interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from secateur.lab.verdicts import interval
+from secateur.studies.registry import study
+
+Row = dict[str, Any]
+
+
+def rows(path: Path) -> list[Row]:
+    """The rows of an export, with dotted columns nested again and numbers as numbers."""
+    found = []
+    with open(path, newline="") as file:
+        for line in csv.DictReader(file):
+            row: Row = {"seed": int(line["seed"])}
+            for name, text in line.items():
+                if name.startswith(("best.", "last.")):
+                    part, _, leaf = name.partition(".")
+                    row.setdefault(part, {})[leaf] = float(text) if text else math.nan
+            row |= {"branch": line["branch"], "level": int(line["level"])}
+            row |= {k: float(line[k]) for k in ("density", "total_steps", "seconds_cpu")}
+            found.append(row)
+    return found
+
+
+def cell(values: list[float], digits: int) -> str:
+    """``98.21 ± .08``: the mean over seeds and half its interval."""
+    told = interval(values)
+    half = (told.high - told.low) / 2
+    spread = f" ± {half:.{digits}f}" if math.isfinite(half) else ""
+    return f"{told.mean:.{digits}f}{spread}"
+
+
+def table(found: list[Row], part: str, name: str, scale: float, digits: int) -> list[str]:
+    """One line a level, one column a branch."""
+    by: dict[tuple[str, int], list[float]] = defaultdict(list)
+    density = {}
+    for row in found:
+        by[row["branch"], row["level"]].append(scale * row[part][name])
+        density[row["level"]] = row["density"]
+    branches = list(dict.fromkeys(row["branch"] for row in found if row["branch"] != "dense"))
+    lines = [
+        "| level | weights | " + " | ".join(branches) + " |",
+        "|---" * (2 + len(branches)) + "|",
+    ]
+    for level in sorted(density):
+        numbers = [by.get((b if level else "dense", level), []) for b in branches]
+        shown = [cell(values, digits) if values else "" for values in numbers]
+        lines.append(f"| {level} | {100 * density[level]:.2f} % | " + " | ".join(shown) + " |")
+    return lines
+
+
+def verdicts(found: list[Row], name: str, fields: dict[str, Any]) -> list[str]:
+    """The claims that these rows can tell of."""
+    lines = ["| claim | paper | here, 95 % over seeds | verdict |", "|---|---|---|---|"]
+    for measured in study(name).claims:
+        verdict = measured.verdict(found, fields)
+        if verdict is None:
+            continue
+        claim, told = measured.claim, verdict.interval
+        unit = "" if claim.unit == "ratio" else f" {claim.unit}"
+        paper = "" if claim.paper is None else f"{claim.paper:g}{unit}"
+        ours = f"{told.mean:.2f}{unit} ({told.low:.2f} to {told.high:.2f}, {told.n} seeds)"
+        words = f"{claim.statement} *{claim.measure}; {claim.source}, {claim.id}*"
+        lines.append(f"| {words} | {paper} | {ours} | **{verdict.word}** |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--study", default="lottery")
+    parser.add_argument("--preset", default="paper")
+    asked = parser.parse_args()
+    found = rows(asked.csv)
+    fields = msgspec.to_builtins(study(asked.study).presets[asked.preset])
+    with open(asked.csv, newline="") as file:
+        first = next(csv.DictReader(file))
+    fields |= {
+        k: type(v)(first[f"field.{k}"])
+        for k, v in fields.items()
+        if f"field.{k}" in first and isinstance(v, int | float | str) and not isinstance(v, bool)
+    }
+    seeds = sorted({row["seed"] for row in found})
+    hours = sum(row["seconds_cpu"] for row in found) / 3600
+    print(f"{len(found)} cells, seeds {', '.join(map(str, seeds))}, {hours:.1f} CPU hours.\n")
+    for title, part, name, scale, digits in (
+        ("Test accuracy in % at early stopping", "best", "test_accuracy", 100, 2),
+        ("Test accuracy in % at the last step", "last", "test_accuracy", 100, 2),
+        ("Step of early stopping", "best", "step", 1, 0),
+        ("Training accuracy in % at the last step", "last", "train_accuracy", 100, 2),
+    ):
+        print(f"**{title}**\n", *table(found, part, name, scale, digits), "", sep="\n")
+    print("**Claims**\n", *verdicts(found, asked.study, fields), "", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
