@@ -1,3 +1,92 @@
-"""Secateur studies neural networks by cutting them down."""
+"""Secateur studies neural networks by cutting them down.
+
+What most programs need stands here and is loaded when it is first used, so that importing the
+package loads no array library. The rest is in the rooms: `secateur.core`, `data`, `networks`,
+`structure`, `train`, `prune`, `lab`, `studies`, `report`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors; a test compares
+    from secateur.core.errors import SecateurError as SecateurError
+    from secateur.core.keys import key as key
+    from secateur.core.network import Network as Network
+    from secateur.data.examples import Sets as Sets
+    from secateur.data.registry import load as load
+    from secateur.data.splits import from_arrays as from_arrays
+    from secateur.data.splits import split as split
+    from secateur.networks.adapters import adapt as adapt
+    from secateur.networks.mlp import lenet_300_100 as lenet_300_100
+    from secateur.networks.mlp import mlp as mlp
+    from secateur.prune.branches import BRANCHES as BRANCHES
+    from secateur.prune.lottery import begin as begin
+    from secateur.prune.lottery import lottery as lottery
+    from secateur.train.fit import fit as fit
+    from secateur.train.fit import fit_lanes as fit_lanes
+    from secateur.train.masked import masked as masked
+    from secateur.train.recipes import RECIPES as RECIPES
+    from secateur.train.recipes import Recipe as Recipe
+    from secateur.train.training import Fitted as Fitted
+    from secateur.train.training import Training as Training
+
+_WHERE = {  # in reading order: data, networks, training, pruning
+    "load": "data.registry",
+    "split": "data.splits",
+    "from_arrays": "data.splits",
+    "Sets": "data.examples",
+    "Network": "core.network",
+    "mlp": "networks.mlp",
+    "lenet_300_100": "networks.mlp",
+    "adapt": "networks.adapters",
+    "Recipe": "train.recipes",
+    "RECIPES": "train.recipes",
+    "Training": "train.training",
+    "Fitted": "train.training",
+    "fit": "train.fit",
+    "fit_lanes": "train.fit",
+    "masked": "train.masked",
+    "BRANCHES": "prune.branches",
+    "begin": "prune.lottery",
+    "lottery": "prune.lottery",
+    "key": "core.keys",
+    "SecateurError": "core.errors",
+}
+__all__ = [  # noqa: RUF022 - reading order
+    "load",
+    "split",
+    "from_arrays",
+    "Sets",
+    "Network",
+    "mlp",
+    "lenet_300_100",
+    "adapt",
+    "Recipe",
+    "RECIPES",
+    "Training",
+    "Fitted",
+    "fit",
+    "fit_lanes",
+    "masked",
+    "BRANCHES",
+    "begin",
+    "lottery",
+    "key",
+    "SecateurError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"secateur.{_WHERE[name]}"), name)
+    globals()[name] = found  # looked up once
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
