@@ -322,7 +322,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         begins,
         keep_at=keep_at,
         shrink=fields.shrink,
-        siblings=1 if long else 32,
+        siblings=1 if long else 10,  # seeds and branches that share a level, in one process
         grain=32 if long else 128,
     )
     return _result(cell, inputs, fields, begins, initial, rates, recipe, data, fitted)
