@@ -144,21 +144,23 @@ def run(
     from secateur.lab.run import CellsFailed
     from secateur.lab.run import run as compute
     from secateur.lab.store import Store
+    from secateur.lab.watch import interval_from_environment
 
-    chosen = make_executor(executor, workers) if executor else None
+    if executor:
+        chosen = make_executor(executor, workers)
+    else:
+        chosen = default_executor(planned.cells, workers)
+    interval = interval_from_environment()
     if dry_run:
         there = Store(store, create=False) if (store / "cells").is_dir() else None
-        for line in planned.estimate(there, chosen or default_executor(planned.cells, workers)):
+        for line in planned.estimate(there, chosen):
             click.echo(line)
         return
     kept = Store(store)
     planned.remember(kept)
-    chosen = chosen or default_executor(planned.cells, workers)
     failed: CellsFailed | None = None
     try:
-        outcome = compute(planned.cells, planned.study.work, kept, chosen)
-        for warning in outcome.warnings:
-            _say(warning)
+        compute(planned.cells, planned.study.work, kept, chosen, interval=interval)
     except CellsFailed as error:
         failed = error
     _pages(planned, kept)

@@ -65,6 +65,6 @@ def default_executor(cells: Sequence[Cell] = (), workers: int | None = None) -> 
     """Lanes on a GPU, else one process a core; serial where there is one core or one cell."""
     if has_gpu():
         return make_executor("lanes", workers)
-    if (workers or cores()) == 1 or len(cells) == 1:
+    if (cores() if workers is None else workers) == 1 or len(cells) == 1:
         return make_executor("serial")
     return make_executor("processes", workers)
