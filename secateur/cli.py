@@ -208,7 +208,10 @@ def _pages(
     from secateur.report import build, page
 
     for part in planned.parts:
-        data = load(part.fields.dataset)
+        try:
+            data = load(part.fields.dataset, download=False)
+        except SecateurError:  # a report needs the store alone; it then shows no sample images
+            data = None
         view = build.view(planned.study, part.fields, part.cells, store, data, part.command)
         written = page.write(view, store.path.absolute().parent / f"{part.name}.html")
         click.echo(f"page     {written}")

@@ -12,6 +12,7 @@ import numpy as np
 from secateur import __version__
 from secateur.core.errors import SecateurError
 from secateur.data.examples import Dataset
+from secateur.data.registry import DATASETS
 from secateur.lab.cells import Cell
 from secateur.lab.store import Damaged, Store
 from secateur.report.claims import judged
@@ -25,7 +26,7 @@ def view(
     fields: Any,
     cells: Sequence[Cell],
     store: Store,
-    data: Dataset,
+    data: Dataset | None,
     command: str,
 ) -> View:
     """What the page shows of these cells; those that the store lacks are left out, and said so.
@@ -33,6 +34,7 @@ def view(
     Args:
         study: a module of `studies`.
         fields: the study's Fields that the cells were made from.
+        data: for the sample images; where it is not at hand the page does without.
         command: what makes the page again.
 
     Raises:
@@ -67,6 +69,7 @@ def view(
             f"make them with: {command}"
         )
     described = _described(fields)
+    title = DATASETS[fields.dataset].title
     verdicts = [(m.claim, m.verdict(rows, described)) for m in study.claims]
     notes = list(study.notes(rows, fields))
     missing = len(cells) - len(rows)
@@ -79,15 +82,17 @@ def view(
     return View(
         study=study.name,
         title=study.title,
-        sentence=study.sentence(rows, fields, data.title),
-        data=f"{data.title} ({data.source})",
+        sentence=study.sentence(rows, fields, title),
+        data=f"{title} ({data.source})" if data else f"{title} (not at hand here)",
         command=command,
         rows=rows,
         figures=study.figures,
         branches=study.branches,
         images=images if any(image is not None for image in images) else (),
-        samples=_samples(data),
-        sample_labels=[data.classes[int(data.train.labels[k])] for k in _places(data)],
+        samples=_samples(data) if data else (),
+        sample_labels=[data.classes[int(data.train.labels[k])] for k in _places(data)]
+        if data
+        else (),
         claims=[judged(claim, found) for claim, found in verdicts if found is not None],
         citation=study.citation,
         settings=_shown(described, rows),
