@@ -7,6 +7,8 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +116,7 @@ def plan(
         words += [f"--set {shlex.quote(text)}" for text in differing]
         parts.append(
             Part(
-                name if len(made) == 1 else "-".join([name, *map(_slug, _own(sets, differing))]),
+                name if len(made) == 1 else "-".join([name, *_axes(grids, fields)]),
                 fields,
                 module.cells(fields, numbers, entry.sha256),
                 " ".join(words),
@@ -187,10 +189,11 @@ def _differing(base: Any, fields: Any) -> list[str]:
     return [f"{k}={_text(v)}" for k, v in after.items() if v != before[k]]
 
 
-def _own(sets: Sequence[str], differing: Sequence[str]) -> list[str]:
-    """Of the differing fields those that a grid gave: they name the page."""
-    fixed = {text.partition("=")[0].strip() for text in sets}
-    return [text for text in differing if text.partition("=")[0] not in fixed] or ["preset"]
+def _axes(grids: Sequence[str], fields: Any) -> list[str]:
+    """The values of the grids' fields in one combination: they name its page."""
+    told = msgspec.to_builtins(fields)
+    names = [text.partition("=")[0].strip() for text in grids]
+    return [_slug(f"{name}={_text(reduce(getitem, name.split('.'), told))}") for name in names]
 
 
 def _text(value: Any) -> str:
