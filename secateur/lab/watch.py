@@ -1,7 +1,13 @@
-"""What the lab gives to a training: it reports progress, publishes checkpoints, and can stop it."""
+"""What the lab gives to a training: it reports progress, publishes checkpoints, and can stop it.
+
+A checkpoint is published at most every 30 seconds. The environment variable SECATEUR_INTERVAL gives
+`secateur run` another number of seconds; 0 publishes at every tick (the reliability tests do so).
+"""
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -15,6 +21,25 @@ if TYPE_CHECKING:
 
 State: TypeAlias = "Callable[[], dict[str, np.ndarray]]"
 INTERVAL = 30.0  # seconds between checkpoints
+
+
+def interval_from_environment() -> float:
+    """Seconds between checkpoints: SECATEUR_INTERVAL, else `INTERVAL`.
+
+    Raises:
+        SecateurError: for anything but a finite number of at least 0.
+    """
+    text = os.environ.get("SECATEUR_INTERVAL", "")
+    try:
+        seconds = float(text or INTERVAL)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise SecateurError(
+            "SECATEUR_INTERVAL is the number of seconds between checkpoints, 0 or more, "
+            f"not {text!r}."
+        )
+    return seconds
 
 
 class Watch(Protocol):
