@@ -81,7 +81,7 @@ def test_every_field_of_the_study_is_in_the_quick_start_with_its_default() -> No
         elif isinstance(default, int | float):
             said = float(found[name]) == default
         else:
-            text = ",".join(map(str, default)) if isinstance(default, list) else default
+            text = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
             said = text == found[name]
         assert said, (name, default, found[name])
 
