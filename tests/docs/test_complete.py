@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -61,7 +64,7 @@ def shell_lines() -> list[str]:
 @pytest.mark.parametrize("line", shell_lines())
 def test_every_command_line_of_the_quick_start_is_understood(line: str) -> None:
     """Parsed, not run: the command, its options and its study exist. tests/cli runs them."""
-    _, name, *words = line.split()
+    _, name, *words = shlex.split(line)
     command = cli.main.commands[name]
     context = command.make_context(name, words)
     if "study" in context.params:
@@ -159,3 +162,24 @@ def test_every_page_is_reached_from_the_readme() -> None:
             if not re.match(r"[a-z]+:|#", target)
         ]
     assert {page.resolve() for page in PAGES} <= seen
+
+
+@pytest.mark.long
+def test_the_commands_of_the_quick_start_run_in_order(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    first = "secateur run lottery --seeds 1 --set steps=20 --set levels=1"  # for the README's run
+    for line in [first, *shell_lines()]:
+        done = subprocess.run(
+            [sys.executable, "-m", "secateur.cli", *shlex.split(line)[1:]],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    for made in ("lottery-prune-0.2.html", "lottery-prune-0.5.html", "results.csv", "curves.csv"):
+        assert (tmp_path / made).stat().st_size > 0
+    drawn = {path.suffix for path in (tmp_path / "figures").rglob("*") if path.is_file()}
+    assert drawn == {".svg", ".pdf", ".png"}
