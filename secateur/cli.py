@@ -5,11 +5,14 @@ Nothing heavy is imported at the top: ``--help`` answers before an array library
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,7 +33,8 @@ class Sentences(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
         try:
-            status = super().main(*args, **kwargs)
+            with _stopped_by_ctrl_c():
+                status = super().main(*args, **kwargs)
         except SecateurError as error:
             _say(error)
             sys.exit(getattr(error, "status", 2))
@@ -56,6 +60,32 @@ class Sentences(click.Group):
                 f"there is no command {cmd_name!r}. {nearest(cmd_name, sorted(self.commands))}"
             )
         return found
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the command at once and for certain, whatever it is in.
+
+    Raised as an exception it can be lost: inside the callbacks of the array library's garbage
+    collection Python prints it, ignores it and goes on. Whatever is written is written whole, so
+    there is nothing to be undone; while cells are computed the lab listens instead.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"secateur: stopped.\n")
+        os._exit(130)
+
+    try:
+        ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if ours:
+            signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread: a program that calls the command
+        ours = False
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _say(message: object) -> None:
@@ -140,6 +170,7 @@ def run(
     goes on from there.
     """
     planned = _plan(study, preset, seeds, first_seed=first_seed, sets=sets, grids=grids)
+    from secateur.data.registry import load
     from secateur.lab.executors import default_executor, make_executor
     from secateur.lab.run import CellsFailed
     from secateur.lab.run import run as compute
@@ -156,6 +187,8 @@ def run(
         for line in planned.estimate(there, chosen):
             click.echo(line)
         return
+    for name in sorted({part.fields.dataset for part in planned.parts}):
+        load(name)  # fetched and verified once, before any worker asks for it
     kept = Store(store)
     planned.remember(kept)
     failed: CellsFailed | None = None
@@ -163,7 +196,11 @@ def run(
         compute(planned.cells, planned.study.work, kept, chosen, interval=interval)
     except CellsFailed as error:
         failed = error
-    _pages(planned, kept)
+    try:
+        _pages(planned, kept)
+    except SecateurError:
+        if failed is None:
+            raise
     click.echo(f"results  {kept.path.absolute()}")
     if failed:
         raise failed

@@ -81,6 +81,7 @@ FEW = ("hidden=12,8", "steps=40", "evaluate_every=20", "levels=2")
 def test_lanes_agree_with_one_after_the_other(tmp_path, x64):
     """The first 40 steps: masks the same, numbers as near as sums in another order are."""
     environment = {"JAX_ENABLE_X64": "1"} if x64 else {}
+    near, apart = (1e-9, 0.0) if x64 else (2e-3, 2e-3)
     for name in ("serial", "lanes"):
         lottery("--executor", name, sets=FEW, **environment).finish(tmp_path / name / "store")
     alone, lanes = (by_label(tmp_path / name / "store") for name in ("serial", "lanes"))
@@ -94,15 +95,15 @@ def test_lanes_agree_with_one_after_the_other(tmp_path, x64):
         for name in ("alive_by_layer", "density", "total_steps"):
             assert other.values[name] == one.values[name], label
         for name, value in one.values["last"].items():
-            assert other.values["last"][name] == pytest.approx(value, abs=2e-3), (label, name)
+            assert other.values["last"][name] == pytest.approx(value, abs=near), (label, name)
         results = [
             Store(tmp_path / name / "store", create=False).load(entry).arrays
             for name, entry in (("serial", one), ("lanes", other))
         ]
         for name, array in results[0].items():
             if name.startswith("mask:"):
-                # A weight at the threshold may fall on the other side of it, hardly more.
-                assert np.mean(array != results[1][name]) < 2e-3, (label, name)
+                # In float32 a weight at the threshold may fall on the other side, hardly more.
+                assert np.mean(array != results[1][name]) <= apart, (label, name)
 
 
 def by_label(store: Path) -> dict[str, Entry]:

@@ -182,8 +182,9 @@ def test_ctrl_c_at_any_moment(tmp_path, whole, seconds, executor):
     command = lottery("--executor", executor, "--workers", "2")
     for number in range(12):
         process = command.start(store)
-        # Python's own start, before a line of ours has run, is Python's: it takes no 0.3 s.
-        time.sleep(0.3 + (number + rng.random()) / 12 * seconds)
+        # Python's own start, before a line of ours has run, is Python's.
+        wait_for(lambda pid=process.pid: "msgspec" in Path(f"/proc/{pid}/maps").read_text())
+        time.sleep((number + rng.random()) / 12 * seconds)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
         text, _ = process.communicate(timeout=60)
