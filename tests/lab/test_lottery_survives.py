@@ -47,21 +47,21 @@ def test_ten_kills_of_the_real_study(tmp_path, whole, seconds):
     commands = [SERIAL, PROCESSES, SERIAL]
     hits = kill_often(commands, store, 10, seed=3, longest=seconds)
     print(json.dumps(hits))
-    assert sum(hits.values()) > 4, "most kills came too late"
+    assert sum(hits.values()) > 3, "most kills came too late"
     SERIAL.finish(store)
     assert numbers(store) == whole
     nothing_left(store)
 
 
-@pytest.mark.parametrize("point", ["checkpoint.rename:5", "cell.write:5"])
+@pytest.mark.parametrize("point", ["checkpoint.write:5", "cell.write:5"])
 def test_a_kill_inside_a_write_of_the_real_study(tmp_path, whole, point):
     process = SERIAL.start(tmp_path / "store", SECATEUR_FAULT=point)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     assert os.listdir(tmp_path / "store" / "partial")
     if point.startswith("checkpoint"):
-        steps = [p.stat().st_size for p in (tmp_path / "store" / "checkpoints").iterdir()]
-        assert len(steps) == 2, "the last checkpoint and the one before"
+        kept = os.listdir(tmp_path / "store" / "checkpoints")
+        assert len(kept) == 2, "the last checkpoint and the one before"
     (PROCESSES if point.startswith("cell") else SERIAL).finish(tmp_path / "store")
     assert numbers(tmp_path / "store") == whole
     nothing_left(tmp_path / "store")
@@ -76,7 +76,7 @@ def test_two_hundred_kills_of_the_real_study(tmp_path, whole, seconds):
     number of kills that was reached.
     """
     wanted = int(os.environ.get("SECATEUR_KILLS", "200"))
-    end = time.monotonic() + float(os.environ.get("SECATEUR_KILL_SECONDS", "7000"))
+    end = time.monotonic() + float(os.environ.get("SECATEUR_KILL_SECONDS", "inf"))
     rng, random_hits, workers = random.Random(0), Counter[str](), 0
     points = dict.fromkeys([*POINTS, "claim.replace", "*"], 0)
     compared, begin = 0, time.monotonic()
