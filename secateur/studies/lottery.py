@@ -50,6 +50,9 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         optimiser: adam, sgd, momentum or nesterov, with ``learning_rate``, ``momentum`` and
             (coupled) ``weight_decay``.
         steps: of each level; ``evaluate_every`` divides it.
+        drops: steps at which the learning rate is multiplied by ``drop_factor``; ``warmup`` steps
+            over which it grows from 0. With a constant rate ``none`` and ``rate-rewind`` are the
+            same but for their data order.
         prune: fraction of a layer's surviving weights that goes at a level; ``prune_output`` the
             same of the output layer (0 spares it).
         scope: layer (each layer by itself) or global (one ranking over the layers with a positive
@@ -71,6 +74,9 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch: int = 60
     steps: int = 50_000
     evaluate_every: int = 100
+    drops: tuple[int, ...] = ()
+    drop_factor: float = 0.1
+    warmup: int = 0
     prune: float = 0.2
     prune_output: float = 0.1
     scope: str = "layer"
@@ -197,6 +203,10 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
     described = msgspec.to_builtins(fields)
     for varied in ("levels", "branches"):
         del described[varied]
+    if not fields.drops:  # a constant rate has the addresses it had before schedules came
+        del described["drops"], described["drop_factor"]
+    if not fields.warmup:
+        del described["warmup"]
     cost = float(fields.steps)
     made = []
     for seed in seeds:
@@ -269,6 +279,8 @@ def _recipe(fields: Fields) -> Recipe:
         evaluate_every=fields.evaluate_every,
         momentum=fields.momentum,
         weight_decay=fields.weight_decay,
+        drops=tuple((at, fields.drop_factor) for at in fields.drops),
+        warmup=fields.warmup,
     )
 
 

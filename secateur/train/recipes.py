@@ -57,6 +57,10 @@ class Recipe:
         for name in ("batch", "steps", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise SecateurError(f"{name} is at least 1, not {getattr(self, name)}.")
+        if self.warmup < 0 or any(at < 0 or factor < 0 for at, factor in self.drops):
+            raise SecateurError(
+                f"steps and factors of a schedule are not negative: {self.drops}, {self.warmup}."
+            )
         if self.weight_decay < 0:
             raise SecateurError(f"weight_decay is not negative, unlike {self.weight_decay}.")
         if self.steps % self.evaluate_every:

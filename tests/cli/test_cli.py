@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,24 +177,22 @@ def test_a_truncated_data_file_is_named(tmp_path: Path) -> None:
         *RUN, "--set", "dataset=mnist", "--data-dir", str(tmp_path / "data"), cwd=tmp_path
     )
     assert "idx" in line
+    assert not (tmp_path / "secateur-runs").exists()
 
 
 def test_a_full_disk_loses_nothing(done: tuple[Path, str], tmp_path: Path) -> None:
     """Files larger than 20 kB cannot be written: one sentence; with room again it goes on."""
 
-    def small_files() -> None:
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    command: Sequence[str] = [sys.executable, "-m", "secateur.cli", *RUN]
+    small_files = (
+        "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'secateur.cli', *sys.argv[1:]])"
+    )
     found = subprocess.run(
-        command,
+        [sys.executable, "-c", small_files, *RUN],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        preexec_fn=small_files,
         timeout=300,
         check=False,
     )

@@ -85,6 +85,7 @@ def test_every_field_of_the_study_is_in_the_quick_start_with_its_default() -> No
             said = float(found[name]) == default
         else:
             text = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
+            text = text or "none"
             said = text == found[name]
         assert said, (name, default, found[name])
 

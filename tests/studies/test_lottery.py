@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from secateur.core.errors import SecateurError
@@ -80,6 +81,9 @@ def test_more_levels_or_branches_leave_addresses_as_they_are() -> None:
         {"prune_output": 0.2},
         {"scope": "global", "prune_output": 0.2},
         {"shrink": False},
+        {"drops": (20,)},
+        {"drops": (20,), "drop_factor": 0.5},
+        {"warmup": 10},
     ],
 )
 def test_every_field_that_changes_results_changes_every_address(change: dict[str, Any]) -> None:
@@ -147,6 +151,28 @@ def test_total_steps_count_the_way_from_the_dense_start(
     assert every_branch["late", 1].values["total_steps"] == 60
 
 
+def test_with_a_schedule_fine_tuning_and_rate_rewinding_differ() -> None:
+    """The last rate for `none`, the whole schedule for `rate-rewind`."""
+    from secateur.prune.branches import BRANCHES
+    from secateur.prune.lottery import training
+
+    fields = msgspec.structs.replace(TINY, drops=(20,), warmup=4)
+    recipe = lottery._recipe(fields)
+    assert recipe.rates(np.array([0, 3, 19, 20, 39])) == pytest.approx(
+        [3e-4, 1.2e-3, 1.2e-3, 1.2e-4, 1.2e-4]
+    )
+    from types import SimpleNamespace
+
+    start: Any = SimpleNamespace(params=None, stats=None, mask=None, first_step=0)
+    nothing: Any = None
+    made = {
+        name: training(BRANCHES[name], 1, 0, nothing, nothing, recipe, start).recipe
+        for name in ("none", "rate-rewind")
+    }
+    assert made["none"].rates(np.arange(40)) == pytest.approx(np.full(40, 1.2e-4))
+    assert made["rate-rewind"] == recipe
+
+
 def test_stored_weights_are_the_survivors_alone(every_branch: dict[tuple[str, int], Any]) -> None:
     from secateur.networks.mlp import mlp
     from secateur.prune.lottery import begin
@@ -164,7 +190,7 @@ def test_stored_weights_are_the_survivors_alone(every_branch: dict[tuple[str, in
 def test_a_golden_cell_has_the_numbers_that_meaning_1_stands_for(
     every_branch: dict[tuple[str, int], Any],
 ) -> None:
-    """If this fails, results changed meaning: raise `lottery.meaning` and write new numbers here."""
+    """If this fails, results changed meaning: raise `lottery.meaning` and renew the numbers."""
     assert lottery.meaning == GOLDEN["meaning"]
     for (branch, level), loss in GOLDEN["loss"].items():
         found = every_branch[branch, level].values["last"]["validation_loss"]
