@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Generator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -207,6 +208,8 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
         del described["drops"], described["drop_factor"]
     if not fields.warmup:
         del described["warmup"]
+    if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "y", "on", "t"):
+        data = f"{data} in float64"  # other numbers, so other addresses
     cost = float(fields.steps)
     made = []
     for seed in seeds:
@@ -463,7 +466,7 @@ def _checks(
 
     mask = trees.flatten(begins.mask)
     checks = {
-        "data is what the address says": data.sha256 == cell.data,
+        "data is what the address says": data.sha256 == cell.data.partition(" ")[0],
         "exact counts": _counts_hold(begins.mask, rates, int(cell.place["level"]), fields.scope),
     }
     branch = BRANCHES.get(cell.place["branch"])

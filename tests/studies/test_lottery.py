@@ -91,6 +91,12 @@ def test_every_field_that_changes_results_changes_every_address(change: dict[str
     assert not before & {c.address for c in made(msgspec.structs.replace(TINY, **change))}
 
 
+def test_double_precision_has_addresses_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {c.address for c in made(TINY)}
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    assert not before & {c.address for c in made(TINY)}
+
+
 def test_branches_that_follow_the_ticket_need_the_ticket_alone_at_the_level_before() -> None:
     cells = {(c.place["branch"], c.place["level"]): c for c in made(QUICK)}
     assert cells["control", 5].needs["previous"] == cells["rewind", 4]
