@@ -170,7 +170,6 @@ def run(
     goes on from there.
     """
     planned = _plan(study, preset, seeds, first_seed=first_seed, sets=sets, grids=grids)
-    from secateur.data.registry import load
     from secateur.lab.executors import default_executor, make_executor
     from secateur.lab.run import CellsFailed
     from secateur.lab.run import run as compute
@@ -187,8 +186,8 @@ def run(
         for line in planned.estimate(there, chosen):
             click.echo(line)
         return
-    for name in sorted({part.fields.dataset for part in planned.parts}):
-        load(name)  # fetched and verified once, before any worker asks for it
+    for part in planned.parts if hasattr(planned.study, "sets") else ():
+        planned.study.sets(part.fields)  # fetched, verified and cut before any worker asks for it
     kept = Store(store)
     planned.remember(kept)
     failed: CellsFailed | None = None

@@ -155,6 +155,8 @@ def verdict(
     numbers = values_per_seed.values() if isinstance(values_per_seed, Mapping) else values_per_seed
     told = interval(list(numbers))
     word = _word(told.low, told.high, comparison, margin)
+    if told.n < 3 and told.sd == 0:  # two equal values of a measure with few possible ones
+        word = TOO_FEW
     needed = _needed(told, comparison, margin) if word == TOO_FEW else None
     return Verdict(word, told, needed, tuple(lighter))
 

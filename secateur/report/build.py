@@ -63,6 +63,8 @@ def view(
             }
         )
         images.append(result.arrays.get("inputs_alive"))
+    for row in rows if hasattr(study, "cross_checks") else ():
+        row["checks"] = {**row["checks"], **study.cross_checks(row, rows)}
     if not rows:
         raise SecateurError(
             f"{store.path} has no results of {study.name} with these fields; "

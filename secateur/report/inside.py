@@ -41,14 +41,14 @@ def shade(density: float | None) -> float:
 def trained_as(row: Row) -> str:
     """The smaller network that was trained: "412–230–96–10", or "full size".
 
-    From ``shape.trained`` (all widths) or ``widths`` ({axis: {"trained": width}}, empty if full).
+    From ``widths`` ({axis: {"trained": width}}, empty if full), and ``packed`` (leaves of which the
+    optimiser held the survivors alone).
     """
-    shape, widths = at(row, "shape.trained"), row.get("widths")
-    if isinstance(shape, (list, tuple)):
-        return "–".join(map(str, shape))
-    if isinstance(widths, Mapping):
-        return "–".join(str(at(axis, "trained")) for axis in widths.values()) or "full size"
-    return ""
+    widths = row.get("widths")
+    if not isinstance(widths, Mapping):
+        return ""
+    said = "–".join(str(at(axis, "trained")) for axis in widths.values()) or "full size"
+    return f"{said}, survivors" if row.get("packed") else said
 
 
 def table(run: Run, every: Sequence[Run]) -> list[dict[str, Any]]:

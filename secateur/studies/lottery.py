@@ -141,16 +141,31 @@ figures = (
     ),
     Curves(
         name="total-steps",
-        title="Test accuracy against all steps trained",
-        caption="Steps are counted from the dense start along each branch. A network that is not "
-        "rewound keeps what it learned, so it has trained longer at every level.",
+        title="Test accuracy against all steps spent",
+        caption="All steps from the dense start on, so a level stands at the same place in every "
+        "branch. What differs is how many of them are behind the weights themselves: one level's "
+        "where they were set back, all of them where they never were.",
         x="total_steps",
         y="last.test_accuracy",
-        x_title="steps trained along the way",
+        x_title="steps spent along the way",
         y_title="test accuracy",
         percent_y=True,
     ),
 )
+
+
+def cross_checks(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """What of a row can be told only beside others: that its mask is the ticket's."""
+    if row["branch"] not in ("control", "same-sign"):
+        return {}
+    ticket = [
+        other
+        for other in rows
+        if (other["branch"], other["level"], other["seed"]) == ("rewind", row["level"], row["seed"])
+    ]
+    if not ticket:
+        return {}
+    return {"mask is the ticket's": row["hashes"]["mask"] == ticket[0]["hashes"]["mask"]}
 
 
 def check(fields: Fields) -> None:
@@ -178,8 +193,17 @@ def check(fields: Fields) -> None:
                 f"{rate} is the fraction of weights that goes at a level, in [0, 1), "
                 f"not {getattr(fields, rate)}."
             )
+    if fields.scope == "global" and fields.prune_output not in (0, fields.prune):
+        raise SecateurError(
+            f"one ranking over all layers has one rate: set prune_output to {fields.prune}, or to "
+            f"0 to spare the output layer, not {fields.prune_output}."
+        )
     if fields.levels < 0:
         raise SecateurError(f"levels is 0 or more, not {fields.levels}.")
+    if fields.validation < 1:
+        raise SecateurError(
+            f"validation is at least 1, not {fields.validation}: early stopping is measured on it."
+        )
     if ("late" in fields.branches) != (fields.rewind_step > 0):
         raise SecateurError(
             "branch late and rewind_step go together: set rewind_step to the step k to rewind to."
@@ -191,6 +215,32 @@ def check(fields: Fields) -> None:
         )
     if not fields.hidden or min(fields.hidden) < 1:
         raise SecateurError(f"hidden lists widths of at least 1, not {fields.hidden}.")
+    _check_survivors(fields)
+
+
+def _widths(fields: Fields) -> list[int]:
+    from secateur.data.registry import DATASETS
+
+    entry = lookup("data set", fields.dataset, DATASETS)
+    return [math.prod(entry.shape), *fields.hidden, len(entry.classes)]
+
+
+def _check_survivors(fields: Fields) -> None:
+    """Refuses levels at which a layer (or, ranked globally, the network) has no weight left."""
+    from secateur.prune.magnitude import removed
+
+    sizes = [a * b for a, b in itertools.pairwise(_widths(fields))]
+    rates = [fields.prune] * (len(sizes) - 1) + [fields.prune_output]
+    if fields.scope == "global":
+        sizes = [sum(n for n, rate in zip(sizes, rates) if rate)]
+        rates = [fields.prune]
+    for level in range(1, fields.levels + 1):
+        sizes = [n - removed(rate, n) for n, rate in zip(sizes, rates)]
+        if min(sizes) == 0:
+            raise SecateurError(
+                f"at level {level} a layer has no weight left; set levels below {level}, or a "
+                "lower prune."
+            )
 
 
 def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
@@ -257,16 +307,13 @@ def takes(fields: Fields) -> dict[str, Any]:
     A step of LeNet-300-100 at batch 60 takes about 1.2 ms of one core (benchmarks/train_lenet.py),
     evaluations included; other widths and batches in proportion to their multiplications.
     """
-    from secateur.data.registry import DATASETS
-
-    entry = DATASETS[fields.dataset]
-    widths = [math.prod(entry.shape), *fields.hidden, len(entry.classes)]
+    widths = _widths(fields)
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     return {
         "steps": fields.steps,
         "seconds_per_step": 1.25e-3 * (weights / 266_200) * (0.2 + 0.8 * fields.batch / 60),
         "programs": "3 of the full network and 2 for each smaller shape that pays",
-        "memory": 6e8 + 3 * 70_000 * math.prod(entry.shape),  # MNIST's size; others are near it
+        "memory": 6e8 + 3 * 70_000 * widths[0],  # MNIST's size; others are near it
         "disk": 3e5 + weights,
     }
 
@@ -295,6 +342,15 @@ def _data(dataset: str, validation: int, split_seed: int) -> Sets:
     return split(load(dataset), validation, split_seed)
 
 
+def sets(fields: Fields) -> Sets:
+    """The three sets of a run.
+
+    Raises:
+        SecateurError: where the data are not at hand or cannot be cut like this.
+    """
+    return _data(fields.dataset, fields.validation, fields.split)
+
+
 def _network(fields: Fields, data: Sets) -> Network:
     from secateur.networks.mlp import mlp
 
@@ -308,10 +364,11 @@ def _network(fields: Fields, data: Sets) -> Network:
 
 def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted, Result]:
     """Trains one level of one branch of one seed. The lab drives it."""
+    from secateur.core import trees
     from secateur.prune import lottery as prune
 
     fields = msgspec.convert({**cell.fields, "levels": 0, "branches": []}, Fields)
-    data = _data(fields.dataset, fields.validation, fields.split)
+    data = sets(fields)
     network, recipe = _network(fields, data), _recipe(fields)
     branch = prune.BRANCHES.get(cell.place["branch"])
     level, seed = int(cell.place["level"]), cell.seed
@@ -340,7 +397,14 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         siblings=1 if long else 10,  # seeds and branches that share a level, in one process
         grain=32 if long else 128,
     )
-    return _result(cell, inputs, fields, begins, initial, rates, recipe, data, fitted)
+    result = _result(cell, inputs, fields, begins, initial, rates, recipe, data, fitted)
+    if branch is not None and branch.weights in ("late", "trained"):
+        source = dense.at_rewind[0] if branch.weights == "late" else previous.trained
+        expected = trees.fingerprint(trees.apply_mask(begins.mask, source))
+        where = "of step k" if branch.weights == "late" else "of the level before"
+        held = result.values["hashes"]["start"] == expected
+        result.checks[f"start is mask times the weights {where}, bit for bit"] = held
+    return result
 
 
 def _unpack(
@@ -435,12 +499,18 @@ def _result(
         "last": fitted.last,
         "curve": {k: np.asarray(v).tolist() for k, v in fitted.curve.items()},
         "widths": fitted.widths,
+        "packed": fitted.packed,
         "hashes": {
             "initial": trees.fingerprint(initial),
             "start": trees.fingerprint(begins.params),
             "mask": trees.fingerprint(mask),
         },
-        "split": data.split,
+        "split": {
+            **data.split,
+            "train": len(data.train.labels),
+            "validation": len(data.validation.labels),
+            "test": len(data.test.labels),
+        },
     }
     return Result(
         values,

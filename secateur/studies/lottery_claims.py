@@ -14,7 +14,20 @@ from typing import Any
 from secateur.lab.verdicts import Claim
 from secateur.studies.measured import Measured, Row
 
-_PAPER = {"dataset": "mnist", "steps": 50_000, "optimiser": "adam", "scope": "layer"}
+_PAPER = {
+    "dataset": "mnist",
+    "steps": 50_000,
+    "hidden": [300, 100],
+    "initialiser": "glorot_normal",
+    "optimiser": "adam",
+    "learning_rate": 1.2e-3,
+    "batch": 60,
+    "prune": 0.2,
+    "prune_output": 0.1,
+    "scope": "layer",
+}
+# Kumar, Zhou and Su print no settings for MNIST that could be met or missed beyond these.
+_MNIST = {"dataset": "mnist", "steps": 5_000, "hidden": [300, 100]}
 _FC = "Frankle & Carbin 2019"
 _KUMAR = "Kumar, figure 1"
 _ZHOU = "Zhou et al. 2019"
@@ -43,7 +56,9 @@ def at(rows: Sequence[Row], branch: str, density: float) -> dict[int, Row]:
     """seed -> the row of a branch nearest to a density, if one is within a tenth of it."""
     found: dict[int, Row] = {}
     for row in rows:
-        if row["branch"] != branch or abs(log(row["density"] / density)) > 0.1:
+        if row["branch"] != branch or not row["density"]:
+            continue
+        if abs(log(row["density"] / density)) > 0.1:
             continue
         best = found.get(row["seed"])
         if best is None or abs(log(row["density"] / density)) < abs(log(best["density"] / density)):
@@ -73,12 +88,16 @@ def ratio(of: Value, a: tuple[str, float], b: tuple[str, float]) -> Any:
 
 
 def lowest(of: Value, branch: str, density: float) -> Any:
-    """per seed: the lowest value of a branch over all levels with at least this density."""
+    """per seed: the lowest value of a branch over all levels with at least this density.
+
+    Only of seeds that went so far: a level well above it says nothing of the claim.
+    """
 
     def per_seed(rows: Sequence[Row]) -> dict[int, float]:
         found: dict[int, float] = {}
+        complete = at(rows, branch, 1.1 * density)
         for row in rows:
-            if row["branch"] == branch and row["density"] >= density:
+            if row["seed"] in complete and row["branch"] == branch and row["density"] >= density:
                 found[row["seed"]] = min(of(row), found.get(row["seed"], float("inf")))
         return found
 
@@ -206,7 +225,7 @@ CLAIMS: tuple[Measured, ...] = (
             "test accuracy at the last step, rewound minus not rewound, at 2.3 %",
             "above",
             0.0,
-            {"dataset": "mnist"},
+            _MNIST,
             unit="points",
         ),
         difference(LAST, ("rewind", 0.0231), ("none", 0.0231)),
@@ -219,7 +238,7 @@ CLAIMS: tuple[Measured, ...] = (
             "test accuracy at the last step, rewound minus re-initialised at every level, at 2.3 %",
             "above",
             0.0,
-            {"dataset": "mnist"},
+            _MNIST,
             unit="points",
         ),
         difference(LAST, ("rewind", 0.0231), ("chain", 0.0231)),
@@ -232,7 +251,7 @@ CLAIMS: tuple[Measured, ...] = (
             "test accuracy at the last step, ticket minus same-sign re-initialisation, at 2.3 %",
             "within",
             2.0,
-            {"dataset": "mnist"},
+            _MNIST,
             unit="points",
         ),
         difference(LAST, ("rewind", 0.0231), ("same-sign", 0.0231)),
@@ -245,7 +264,7 @@ CLAIMS: tuple[Measured, ...] = (
             "test accuracy at the last step, ticket minus its mask shuffled, at 3.6 %",
             "above",
             2.0,
-            {"dataset": "mnist"},
+            _MNIST,
             unit="points",
         ),
         difference(LAST, ("rewind", 0.0358), ("shuffled", 0.0358)),

@@ -27,41 +27,49 @@ citation = (
 )
 
 
-def mean(rows: Sequence[Row], branch: str, density: float, of: Any = LAST) -> float | None:
-    """The mean over seeds at a density, or None where the branch was not run there."""
-    found = [of(row) for row in at(rows, branch, density).values()]
-    return sum(found) / len(found) if found else None
+def mean(
+    rows: Sequence[Row],
+    branch: str,
+    density: float,
+    of: Any = LAST,
+    seeds: set[int] | None = None,
+) -> float | None:
+    """The mean over seeds (or these seeds) at a density, or None where there are none."""
+    found = at(rows, branch, density)
+    values = [of(row) for seed, row in found.items() if seeds is None or seed in seeds]
+    return sum(values) / len(values) if values else None
+
+
+_PARTS = {"train": "to train on", "validation": "for validation", "test": "for test"}
 
 
 def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
-    """What was run on what data and what came out."""
-    seeds = len({row["seed"] for row in rows})
+    """What was run on what data and what came out, over the seeds that all branches share there."""
     network = "-".join(map(str, fields.hidden))
-    network = f"LeNet-{network}" if network == "300-100" else f"a {network} network"
-    dense = mean(rows, "dense", 1.0)
-    begun = f"{network} on {data}, {seeds} seed{'s' if seeds != 1 else ''}, {fields.steps:,} steps"
-    if dense is None:
-        return f"{begun} a level."
+    network = f"LeNet-{network}" if network == "300-100" else f"A network of widths {network}"
+    begun = f"{network}, {fields.steps:,} steps a level. Data: {data}."
+    others = (
+        ("control", "the same mask re-initialised"),
+        ("chain", "re-initialised at every level"),
+        ("none", "not rewound at all"),
+    )
+    there = {row["branch"] for row in rows}
+    wanted = [(branch, words) for branch, words in others if branch in there]
     for density in (0.0358, 0.0447, 0.0695, 0.1083, 0.211, 0.513):
-        ticket = mean(rows, "rewind", density)
-        if ticket is None:
+        shared = set(at(rows, "rewind", density)) & set(at(rows, "dense", 1.0))
+        for branch, _ in wanted:
+            shared &= set(at(rows, branch, density))
+        if not shared:
             continue
-        said = f"with {100 * density:.3g} % of its weights the rewound ticket reads {ticket:.1f} %"
-        others = []
-        for branch, words in (
-            ("control", "the same mask re-initialised"),
-            ("chain", "re-initialised at every level"),
-            ("none", "not rewound at all"),
-        ):
-            found = mean(rows, branch, density)
-            if found is not None:
-                others.append(f"{words} {found:.1f}")
-        return (
-            f"{begun} a level: {said} of the test images right (dense: {dense:.1f})"
-            + ("; " + ", ".join(others) if others else "")
-            + "."
-        )
-    return f"{begun} a level; dense, {dense:.1f} % of the test images are right."
+        numbers = {b: mean(rows, b, density, seeds=shared) for b in ("rewind", *dict(wanted))}
+        dense = mean(rows, "dense", 1.0, seeds=shared)
+        said = f"With {100 * density:.2g} % of its weights the rewound ticket reads "
+        said += f"{numbers['rewind']:.1f} % of the test images right (dense: {dense:.1f})"
+        said += "".join(f"; {words} {numbers[branch]:.1f}" for branch, words in wanted)
+        count = f"{len(shared)} seed{'s' if len(shared) != 1 else ''}"
+        return f"{begun} {said}. Means over {count}."
+    dense = mean(rows, "dense", 1.0)
+    return begun if dense is None else f"{begun} Dense, {dense:.1f} % of the test images are right."
 
 
 def notes(rows: Sequence[Row], fields: Any) -> list[str]:
@@ -69,6 +77,21 @@ def notes(rows: Sequence[Row], fields: Any) -> list[str]:
     said = [
         "Nothing is chosen by test accuracy: it is read at the last step and at early stopping.",
     ]
+    split = next((row["split"] for row in rows if row.get("split")), None)
+    if split:
+        parts = [f"{split[k]:,} {words}" for k, words in _PARTS.items() if k in split]
+        said.append(
+            f"All seeds share one cut of the data ({', '.join(parts)}): the intervals are "
+            "over initial weights and data order, not over test images."
+        )
+    ends = [row["best"]["step"] for row in rows if row["branch"] != "none"]
+    late = sum(step == fields.steps for step in ends)
+    if late:
+        said.append(
+            f"In {late} of {len(ends)} trainings the validation loss was lowest at the end: "
+            "early stopping would have come later, or never. A network that is not "
+            "rewound begins trained, so its lowest loss may be at step 0."
+        )
     density = min((row["density"] for row in rows), default=1.0)
     ticket, going = mean(rows, "rewind", density), mean(rows, "none", density)
     if ticket is not None and going is not None:

@@ -92,21 +92,42 @@ def static_of(network: Network, recipe: Recipe, form: Any = ()) -> Static:
     )
 
 
-def whole(static: Static, given: Given, params: Any) -> Any:
+def placed(static: Static, given: Given, params: Any) -> dict[str, jax.Array]:
+    """Each packed leaf as a flat matrix: its survivors in their places, 0 elsewhere."""
+    leaves = flatten(params)
+    zeros = {n: jnp.zeros(math.prod(s), leaves[n].dtype) for n, s, _ in static.form if s}
+    return place(given, zeros, leaves)
+
+
+def place(given: Given, matrices: Any, leaves: Any) -> dict[str, jax.Array]:
+    """The flat matrices with new survivors; the filling of `places` points past the end."""
+    return {
+        name: matrix.at[given.places[name]].set(leaves[name], mode="drop", indices_are_sorted=True)
+        for name, matrix in matrices.items()
+    }
+
+
+def whole(static: Static, params: Any, matrices: dict[str, jax.Array]) -> Any:
     """The parameters as the network takes them, from the form in which they are trained."""
-    if not static.form:
-        return params
     leaves = flatten(params)
     for name, shape, turned in static.form:
         if shape is not None:
-            values, places = leaves[name], given.places[name]
-            matrix = jnp.zeros(math.prod(shape), values.dtype)
-            # The filling of `places` points past the end: dropped, and its gradient is 0.
-            matrix = matrix.at[places].set(values, mode="drop", indices_are_sorted=True)
-            leaves[name] = matrix.reshape(shape)
+            leaves[name] = matrices[name].reshape(shape)
         if turned:
             leaves[name] = leaves[name].T
     return unflatten(leaves, params)
+
+
+def formed(static: Static, given: Given, grads: Any) -> Any:
+    """Gradients for the network's parameters, in the form in which these are trained."""
+    leaves = flatten(grads)
+    for name, shape, turned in static.form:
+        if turned:
+            leaves[name] = leaves[name].T
+        if shape is not None:
+            found = leaves[name].reshape(-1).at[given.places[name]]
+            leaves[name] = found.get(mode="fill", fill_value=0, indices_are_sorted=True)
+    return unflatten(leaves, grads)
 
 
 def _transformation(static: Static, mask: Any, weight_decay: Any) -> Any:
@@ -147,16 +168,16 @@ def evaluate(static: Static, given: Given, params: Any, stats: Any, data: Exampl
     block = min(BLOCK, count)
     starts = jnp.arange(0, count, block)
     dtype = jax.tree.leaves(params)[0].dtype
-    matrices = whole(static, given, params)
+    net = whole(static, params, placed(static, given, params))
 
     def one(total: Any, start: Any) -> tuple[Any, None]:
-        place = start + jnp.arange(block)
-        inside = place < count  # the last block is short: its surplus counts nothing
-        place = jnp.minimum(place, count - 1)
+        index = start + jnp.arange(block)
+        inside = index < count  # the last block is short: its surplus counts nothing
+        index = jnp.minimum(index, count - 1)
         logits = given.alpha * static.network.apply(
-            matrices, stats, _inputs(data, place, given, None, dtype)
+            net, stats, _inputs(data, index, given, None, dtype)
         )
-        labels = data.labels[place]
+        labels = data.labels[index]
         losses = jnp.where(inside, loss(logits, labels), 0)
         right = inside & (jnp.argmax(logits, axis=-1) == labels)
         return (total[0] + jnp.sum(losses), total[1] + jnp.sum(right, dtype=jnp.int32)), None
@@ -166,25 +187,27 @@ def evaluate(static: Static, given: Given, params: Any, stats: Any, data: Exampl
     return losses / count, right
 
 
-def _step(static: Static, given: Given, data: Examples, carry: Carry, x: Any) -> Carry:
-    index, rate = x
+def _step(static: Static, given: Given, data: Examples, state: Any, x: Any) -> Any:
+    """One step; ``state`` is the carry and the packed leaves as matrices, updated in place."""
+    (carry, matrices), (index, rate) = state, x
     dtype = jax.tree.leaves(carry.params)[0].dtype
     key = jax.random.fold_in(given.key, carry.step)
     augment = None if static.augment == "none" else jax.random.fold_in(key, 1)
     inputs = _inputs(data, index, given, augment, dtype)
     labels = data.labels[index]
 
-    def objective(params: Any) -> tuple[jax.Array, Any]:
-        matrices = whole(static, given, params)
-        logits, stats = static.network.train(matrices, carry.stats, inputs, key)
+    def objective(net: Any) -> tuple[jax.Array, Any]:
+        logits, stats = static.network.train(net, carry.stats, inputs, key)
         return jnp.mean(LOSSES[static.loss](given.alpha * logits, labels)), stats
 
-    grads, stats = jax.grad(objective, has_aux=True)(carry.params)
+    net = whole(static, carry.params, matrices)
+    grads, stats = jax.grad(objective, has_aux=True)(net)
     direction, moments = _transformation(static, given.mask, given.weight_decay).update(
-        grads, carry.moments, carry.params
+        formed(static, given, grads), carry.moments, carry.params
     )
     params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, carry.params, direction)
-    return carry._replace(params=params, stats=stats, moments=moments, step=carry.step + 1)
+    carry = carry._replace(params=params, stats=stats, moments=moments, step=carry.step + 1)
+    return carry, place(given, matrices, flatten(params))
 
 
 def _compare(static: Static, given: Given, validation: Examples, carry: Carry) -> Any:
@@ -205,7 +228,9 @@ def _chunk(
     static: Static, given: Given, carry: Carry, chunk: Chunk, train: Examples, validation: Examples
 ) -> Any:
     def interval(carry: Carry, x: Any) -> Any:
-        carry, _ = jax.lax.scan(lambda c, s: (_step(static, given, train, c, s), None), carry, x)
+        state = carry, placed(static, given, carry.params)
+        step = lambda state, x: (_step(static, given, train, state, x), None)
+        (carry, _), _ = jax.lax.scan(step, state, x)
         return _compare(static, given, validation, carry)
 
     carry, curve = jax.lax.scan(interval, carry, (chunk.order, chunk.rate))

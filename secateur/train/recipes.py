@@ -61,6 +61,8 @@ class Recipe:
             raise SecateurError(
                 f"steps and factors of a schedule are not negative: {self.drops}, {self.warmup}."
             )
+        if not 0 <= self.momentum < 1:
+            raise SecateurError(f"momentum is in [0, 1), not {self.momentum}.")
         if self.weight_decay < 0:
             raise SecateurError(f"weight_decay is not negative, unlike {self.weight_decay}.")
         if self.steps % self.evaluate_every:

@@ -248,7 +248,7 @@ def test_images_that_do_not_fit_the_rows_are_refused() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"shape": {"trained": [384, 256, 10]}}, "384–256–10"),
+        ({"widths": {}, "packed": {"dense_1/kernel": 512}}, "full size, survivors"),
         ({"widths": {"input": {"trained": 384}, "hidden 1": {"trained": 64}}}, "384–64"),
         ({"widths": {}}, "full size"),
         ({}, ""),

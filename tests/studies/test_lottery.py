@@ -112,6 +112,10 @@ def test_branches_that_follow_the_ticket_need_the_ticket_alone_at_the_level_befo
         ({"prune": 1.0}, "in [0, 1)"),
         ({"prune_output": -0.1}, "in [0, 1)"),
         ({"levels": -1}, "0 or more"),
+        ({"levels": 60, "prune": 0.9}, "no weight left"),
+        ({"validation": 0}, "at least 1"),
+        ({"scope": "global"}, "one rate"),
+        ({"momentum": 1.5}, "[0, 1)"),
         ({"rewind_step": 20}, "go together"),
         ({"branches": ("late",)}, "go together"),
         ({"branches": ("late",), "rewind_step": 30}, "multiple of evaluate_every"),
@@ -238,8 +242,12 @@ def test_a_claim_is_measured_pairwise_in_its_unit() -> None:
     rows = [row("dense", 1.0, s, test_accuracy=0.97, step=1000) for s in (0, 1, 2)]
     rows += [row("rewind", 0.2107, s, test_accuracy=0.98 + s / 1000, step=500) for s in (0, 1)]
     rows += [row("control", 0.2107, s, test_accuracy=0.975, step=1250) for s in (0, 1)]
-    assert claims["FC-1"].per_seed(rows) == pytest.approx({0: 1.0, 1: 1.1})
-    assert claims["FC-2"].per_seed(rows) == pytest.approx({0: 0.5, 1: 0.5})
+    twice = claims["FC-2"].verdict(rows, {})
+    assert twice is not None
+    assert twice.word == "too few seeds to tell"  # two equal values say little
+    rows += [row("rewind", 0.2107, 2, test_accuracy=0.982, step=500)]
+    assert claims["FC-1"].per_seed(rows) == pytest.approx({0: 1.0, 1: 1.1, 2: 1.2})
+    assert claims["FC-2"].per_seed(rows) == pytest.approx({0: 0.5, 1: 0.5, 2: 0.5})
     assert claims["FC-5"].per_seed(rows) == pytest.approx({0: 0.5, 1: 0.6})
     assert claims["FC-5b"].per_seed(rows) == pytest.approx({0: 2.5, 1: 2.5})
     verdict = claims["FC-2"].verdict(rows, {"dataset": "mnist5k", "steps": 400})
@@ -247,6 +255,13 @@ def test_a_claim_is_measured_pairwise_in_its_unit() -> None:
     assert verdict.word == "reproduced"
     assert len(verdict.lighter) >= 2
     assert claims["K-1a"].verdict(rows, {}) is None
+
+
+def test_fitting_completely_is_not_judged_before_5_per_cent_is_reached() -> None:
+    claims = {m.claim.id: m for m in CLAIMS}
+    rows = [row("rewind", d, s) for d in (0.8, 0.3) for s in range(3)]
+    assert claims["FC-8"].verdict(rows, {}) is None
+    assert claims["FC-8"].per_seed([*rows, row("rewind", 0.0557, 1)]) == {1: 100.0}
 
 
 def test_a_level_far_from_the_density_is_not_taken_for_it() -> None:

@@ -1,0 +1,5 @@
+"""``python -m secateur`` is the command."""
+
+from secateur.cli import main
+
+main()
