@@ -249,13 +249,15 @@ def _pages(
         except SecateurError:  # a report needs the store alone; it then shows no sample images
             data = None
         view = build.view(planned.study, part.fields, part.cells, store, data, part.command)
-        written = page.write(view, store.path.absolute().parent / f"{part.name}.html")
+        folder = store.path.absolute()
+        stem = part.name if folder.name == STORE else f"{folder.name}-{part.name}"
+        written = page.write(view, folder.parent / f"{stem}.html")
         click.echo(f"page     {written}")
         if figures:
             from secateur.report.export import save_figures
 
-            folder = figures / part.name if len(planned.parts) > 1 else figures
-            for path in save_figures(view, folder, formats):
+            place = figures / part.name if len(planned.parts) > 1 else figures
+            for path in save_figures(view, place, formats):
                 click.echo(f"figure   {path}")
 
 

@@ -117,7 +117,8 @@ def run(
     )
     if jobs.failures:
         raise CellsFailed(_failed(outcome), outcome)
-    progress.say(f"{len(jobs.order)} cells are in {store.path}")
+    count = len(jobs.order)
+    progress.say(f"{count} {'cell is' if count == 1 else 'cells are'} in {store.path}")
     return outcome
 
 

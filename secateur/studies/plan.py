@@ -69,6 +69,8 @@ class Plan:
             yield f"programs  {takes['programs']}"
             wanted = [cell for cell in part.cells if cell in set(missing)]
             seconds = sum(cell.cost for cell in wanted) * takes["seconds_per_step"]
+            if wanted:  # starting a worker and compiling its first programs
+                seconds += 10 * executor.workers
             yield (
                 f"time      about {_minutes(seconds / max(1, executor.workers))} on "
                 f"{executor.workers} {executor.name} workers ({_minutes(seconds)} of CPU; measured "
@@ -165,11 +167,13 @@ def described() -> Iterator[str]:
 def progress(store: Store) -> Iterator[str]:
     """What a store holds and how far the last request of each study is, as lines."""
     held = {name: store.entries(name) for name in store.studies()}
+    asked_of = {name: runs.recall(store, name) for name in (*STUDIES, *held)}
     if not held:
         yield f"{store.path} holds no results yet"
-    for name, entries in held.items():
-        yield f"{name}: {len(entries)} cells in {store.path}"
-        asked = runs.recall(store, name)
+    for name, asked in asked_of.items():
+        entries = held.get(name, [])
+        if entries:
+            yield f"{name}: {len(entries)} cells in {store.path}"
         if asked is None or name not in STUDIES:
             continue
         addresses = {entry.address for entry in entries}
