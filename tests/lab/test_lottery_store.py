@@ -65,14 +65,14 @@ def test_two_commands_share_one_store(tmp_path, lottery_store):
     for process in both:
         text, _ = process.communicate(timeout=300)
         assert process.returncode == 0, text
-        assert f"page     {tmp_path / 'lottery.html'}" in text
+        assert f"page     {tmp_path / 'store-lottery.html'}" in text
     lines = [line.split() for line in counted.read_text().splitlines()]
     found = numbers(store)
     assert len(found) == 2 * CELLS
     assert sorted(address for _, address in lines) == sorted(found)
     assert {int(pid) for pid, _ in lines} == {process.pid for process in both}
     assert numbers(lottery_store).items() <= found.items()
-    assert (tmp_path / "lottery.html").stat().st_size > 100_000
+    assert (tmp_path / "store-lottery.html").stat().st_size > 100_000
     nothing_left(store)
 
 
