@@ -49,6 +49,15 @@ def test_quick_is_5_seeds_of_levels_0_to_17_of_four_branches() -> None:
     assert lottery.presets["paper"].dataset == "mnist"
 
 
+def test_presets_train_by_the_recipes_of_the_same_name() -> None:
+    from secateur.train.recipes import RECIPES
+
+    names = {"quick": "quick", "paper": "frankle-carbin", "open-lth": "open-lth"}
+    assert set(names) == set(lottery.presets)
+    for preset, recipe in names.items():
+        assert lottery._recipe(lottery.presets[preset]) == RECIPES[recipe]
+
+
 def test_level_0_is_one_cell_a_seed_shared_by_all_branches() -> None:
     cells = made(QUICK, (3,))
     dense = [c for c in cells if c.place["level"] == 0]
