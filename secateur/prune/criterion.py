@@ -7,6 +7,7 @@ One method is one file in `prune.criteria` and one line in `prune.methods`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,5 +65,40 @@ class Criterion:
         Returns:
             The structure of ``mask``: floats in the shapes of its leaves, None where it is None.
             Scores of pruned places are computed as the definition says; who calls ranks them last.
+        """
+        raise NotImplementedError
+
+
+Progress = Callable[[int, int], None]  # (rounds or steps done, of how many)
+
+
+@dataclass(frozen=True)
+class Construction:
+    """A method that makes its mask, and perhaps its weights, in a way of its own.
+
+    The class attributes say the same as those of `Criterion`.
+    """
+
+    title: ClassVar[str]
+    source: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    passes: ClassVar[str] = ""
+    trap: ClassVar[str] = ""
+    codes: ClassVar[tuple[str, ...]] = ()
+
+    def construct(
+        self,
+        problem: Problem,
+        params: Params,
+        mask: Mask,
+        keep: int,
+        key: Key,
+        progress: Progress = lambda done, of: None,
+    ) -> tuple[Mask, Params, dict[str, Any]]:
+        """A mask with ``keep`` survivors, the weights to begin with, and what is worth recording.
+
+        Args:
+            params: the initial weights. Never changed.
+            mask: what may be pruned: True there, None elsewhere.
         """
         raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Kernels of pruned networks: the tangent kernel's trace, the path kernel."""
