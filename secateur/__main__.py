@@ -1,5 +1,5 @@
 """``python -m secateur`` is the command."""
 
-from secateur.cli import main
+from secateur.cli import script
 
-main()
+script()

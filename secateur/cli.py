@@ -70,15 +70,10 @@ def _stopped_by_ctrl_c() -> Iterator[None]:
     collection Python prints it, ignores it and goes on. Whatever is written is written whole, so
     there is nothing to be undone; while cells are computed the lab listens instead.
     """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"secateur: stopped.\n")
-        os._exit(130)
-
     try:
         ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if ours:
-            signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGINT, _stop)
     except ValueError:  # not the main thread: a program that calls the command
         ours = False
     try:
@@ -86,6 +81,25 @@ def _stopped_by_ctrl_c() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"secateur: stopped.\n")
+    os._exit(130)
+
+
+def script() -> None:
+    """The command as a process of its own: what ``secateur`` and ``python -m secateur`` run.
+
+    When the command has done its work, Python itself takes a while to end. A Ctrl-C then is too
+    late to stop anything, and would show as an error of work that is done.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
+    try:
+        main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _say(message: object) -> None:

@@ -218,3 +218,20 @@ def test_a_broken_pipe_is_no_error(tmp_path: Path) -> None:
     )
     assert "Traceback" not in found.stderr
     assert found.stdout.startswith("lottery")
+
+
+def test_ctrl_c_after_the_work_is_done_changes_nothing() -> None:
+    """While Python ends, its own callbacks run; an interrupt there is too late to stop anything."""
+    program = (
+        "import atexit, os, signal, sys\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), sum(range(10**5))))\n"
+        "from secateur.cli import script\n"
+        "sys.argv = ['secateur', 'studies']\n"
+        "script()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lottery" in done.stdout
+    assert done.stderr == ""
