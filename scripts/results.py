@@ -34,7 +34,7 @@ def rows(path: Path) -> list[Row]:
                     part, _, leaf = name.partition(".")
                     row.setdefault(part, {})[leaf] = float(text) if text else math.nan
             row |= {"branch": line["branch"], "level": int(line["level"])}
-            row |= {k: float(line[k]) for k in ("density", "total_steps", "seconds_cpu")}
+            row |= {k: float(line[k]) for k in ("density", "steps", "total_steps", "seconds_cpu")}
             found.append(row)
     return found
 
@@ -66,6 +66,43 @@ def table(found: list[Row], part: str, name: str, scale: float, digits: int) -> 
     return lines
 
 
+def differences(found: list[Row], first: str, second: str) -> list[str]:
+    """Test accuracy at the last step, ``first`` minus ``second``: a line a length of a level.
+
+    The last column is the fair control of a network that goes on: the dense network trained for as
+    many steps as the last level of ``second`` has behind it, minus ``second``; where it was run.
+    """
+    by: dict[tuple[str, int, int], dict[int, float]] = defaultdict(dict)
+    density = {}
+    for row in found:
+        place = (row["branch"], row["level"], int(row["steps"]))
+        by[place][row["seed"]] = 100 * row["last"]["test_accuracy"]
+        if row["level"]:
+            density[row["level"]] = row["density"]
+
+    def pair(left: dict[int, float], right: dict[int, float]) -> str:
+        seeds = sorted(left.keys() & right.keys())
+        if len(seeds) < 2:
+            return ""
+        told = interval([left[seed] - right[seed] for seed in seeds])
+        return f"{told.mean:.2f} ({told.low:.2f} to {told.high:.2f})"
+
+    last = max(density)
+    levels = [level for level in (4, 7, 10, 12, 15, last) if level in density]
+    lines = [
+        "| steps a level | "
+        + " | ".join(f"{100 * density[level]:.1f} %" for level in levels)
+        + f" | dense, as long as {second} at {100 * density[last]:.1f} % |",
+        "|---" * (2 + len(levels)) + "|",
+    ]
+    for steps in sorted({place[2] for place in by if place[1]}):
+        cells = [pair(by[first, level, steps], by[second, level, steps]) for level in levels]
+        long = by["dense", 0, steps * (last + 1)]
+        cells.append(pair(long, by[second, last, steps]))
+        lines.append(f"| {steps:,} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def verdicts(found: list[Row], name: str, fields: dict[str, Any]) -> list[str]:
     """The claims that these rows can tell of."""
     lines = ["| claim | paper | here, 95 % over seeds | verdict |", "|---|---|---|---|"]
@@ -87,8 +124,12 @@ def main() -> None:
     parser.add_argument("csv", type=Path)
     parser.add_argument("--study", default="lottery")
     parser.add_argument("--preset", default="paper")
+    parser.add_argument("--differences", nargs=2, metavar="BRANCH", help="over lengths of a level")
     asked = parser.parse_args()
     found = rows(asked.csv)
+    if asked.differences:
+        print(*differences(found, *asked.differences), sep="\n")
+        return
     fields = msgspec.to_builtins(study(asked.study).presets[asked.preset])
     with open(asked.csv, newline="") as file:
         first = next(csv.DictReader(file))
