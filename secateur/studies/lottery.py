@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Generator, Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from secateur.core.errors import SecateurError, lookup
 from secateur.lab.cells import Cell, Result
+from secateur.studies import trained
 from secateur.studies.figures import Curves
 from secateur.studies.lottery_claims import CLAIMS
 from secateur.studies.lottery_words import branches, citation, notes, sentence
 
 if TYPE_CHECKING:
-    import numpy as np
 
     from secateur.core.network import Network
     from secateur.data.examples import Sets
@@ -258,8 +256,7 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
         del described["drops"], described["drop_factor"]
     if not fields.warmup:
         del described["warmup"]
-    if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "y", "on", "t"):
-        data = f"{data} in float64"  # other numbers, so other addresses
+    data = trained.data_address(data)
     cost = float(fields.steps)
     made = []
     for seed in seeds:
@@ -334,21 +331,13 @@ def _recipe(fields: Fields) -> Recipe:
     )
 
 
-@lru_cache(maxsize=2)
-def _data(dataset: str, validation: int, split_seed: int) -> Sets:
-    from secateur.data.registry import load
-    from secateur.data.splits import split
-
-    return split(load(dataset), validation, split_seed)
-
-
 def sets(fields: Fields) -> Sets:
     """The three sets of a run.
 
     Raises:
         SecateurError: where the data are not at hand or cannot be cut like this.
     """
-    return _data(fields.dataset, fields.validation, fields.split)
+    return trained.sets(fields.dataset, fields.validation, fields.split)
 
 
 def _network(fields: Fields, data: Sets) -> Network:
@@ -413,47 +402,11 @@ def _unpack(
     """The types of the pruning room from stored results. These networks have no statistics."""
     from secateur.prune import lottery as prune
 
-    def trained(result: Result, prefix: str = "weights:") -> tuple[Any, Any]:
-        return unpack_weights(result, initial, prefix)
-
-    mask, params = trained(dense)
-    late = trained(dense, "late:")[1] if fields.rewind_step else initial
+    mask, params = trained.unpack(dense, initial)
+    late = trained.unpack(dense, initial, "late:")[1] if fields.rewind_step else initial
     shared = prune.Dense(initial, stats, params, (late, stats))
-    mask, params = trained(previous)
+    mask, params = trained.unpack(previous, initial)
     return shared, prune.Before(mask, params, stats)
-
-
-def unpack_weights(result: Result, like: Any, prefix: str = "weights:") -> tuple[Any, Any]:
-    """Mask and weights of a stored cell, as trees with the structure of ``like``.
-
-    Weights are stored at the survivors only; everywhere else they are exactly 0.
-    """
-    import numpy as np
-
-    from secateur.core.trees import flatten, unflatten
-
-    masks, values = {}, {}
-    for leaf, shape in ((k, np.shape(v)) for k, v in flatten(like).items()):
-        stored = result.arrays[prefix + leaf]
-        masks[leaf] = result.arrays.get(f"mask:{leaf}")
-        if masks[leaf] is None:
-            values[leaf] = stored.reshape(shape)
-        else:
-            values[leaf] = np.zeros(shape, stored.dtype)
-            values[leaf][masks[leaf]] = stored
-    return unflatten(masks, like), unflatten(values, like)
-
-
-def _pack(mask: Any, params: Any, prefix: str) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    from secateur.core.trees import flatten
-
-    masks = flatten(mask)
-    return {
-        prefix + leaf: np.asarray(p) if masks[leaf] is None else np.asarray(p)[masks[leaf]]
-        for leaf, p in flatten(params).items()
-    }
 
 
 def _result(
@@ -472,14 +425,13 @@ def _result(
     from secateur.core import trees
 
     mask = begins.mask
-    trained = recipe.steps - begins.first_step
+    taken = recipe.steps - begins.first_step
     before = inputs["previous"].values["total_steps"] if inputs else 0
     if cell.place["branch"] == "one-shot":
         before = inputs["dense"].values["total_steps"]
-    arrays = {f"mask:{k}": np.asarray(m) for k, m in trees.flatten(mask).items() if m is not None}
-    arrays |= _pack(mask, fitted.params, "weights:")
+    arrays = trained.pack_mask(mask) | trained.pack(mask, fitted.params)
     for _, (params, _stats) in fitted.kept.items():
-        arrays |= _pack(mask, params, "late:")
+        arrays |= trained.pack(mask, params, "late:")
     first = next(k for k, m in trees.flatten(mask).items() if m is not None)
     image = data.train.images.shape[1:]
     if image[-1] == 1:
@@ -488,29 +440,10 @@ def _result(
     values = {
         "branch": cell.place["branch"],
         "level": cell.place["level"],
-        "density": trees.density(mask),
-        "alive": sum(trees.alive(mask).values()),
-        "alive_by_layer": trees.alive(mask),
-        "size_by_layer": trees.sizes(mask),
         "first_step": begins.first_step,
-        "steps": trained,
-        "total_steps": before + trained,
-        "best": fitted.best,
-        "last": fitted.last,
-        "curve": {k: np.asarray(v).tolist() for k, v in fitted.curve.items()},
-        "widths": fitted.widths,
-        "packed": fitted.packed,
-        "hashes": {
-            "initial": trees.fingerprint(initial),
-            "start": trees.fingerprint(begins.params),
-            "mask": trees.fingerprint(mask),
-        },
-        "split": {
-            **data.split,
-            "train": len(data.train.labels),
-            "validation": len(data.validation.labels),
-            "test": len(data.test.labels),
-        },
+        "steps": taken,
+        "total_steps": before + taken,
+        **trained.told(mask, fitted, data, {"initial": initial, "start": begins.params}),
     }
     return Result(
         values,

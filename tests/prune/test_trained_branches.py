@@ -28,6 +28,7 @@ from secateur.prune.lottery import (
     training,
 )
 from secateur.studies import lottery as study
+from secateur.studies import trained
 from secateur.train.fit import fit, fit_lanes
 from secateur.train.recipes import Recipe
 from secateur.train.training import Fitted, Training
@@ -73,7 +74,7 @@ def test_the_generator_and_the_study_give_the_same_bits(
         stored = from_the_lab[name if level else "dense", level]
         assert stored.values["hashes"]["mask"] == fingerprint(begins.mask)
         assert stored.values["hashes"]["start"] == fingerprint(begins.params)
-        _, weights = study.unpack_weights(stored, fitted.params)
+        _, weights = trained.unpack(stored, fitted.params)
         assert fingerprint(weights) == fingerprint(fitted.params)
         assert stored.values["best"] == fitted.best
         assert stored.values["last"] == fitted.last

@@ -16,7 +16,7 @@ from secateur.lab.cells import Cell, closure
 from secateur.lab.progress import Progress
 from secateur.lab.run import run
 from secateur.lab.store import Store
-from secateur.studies import lottery
+from secateur.studies import lottery, trained
 from secateur.studies.lottery_claims import CLAIMS, at
 
 DATA = DATASETS["mnist5k"].sha256
@@ -198,7 +198,7 @@ def test_stored_weights_are_the_survivors_alone(every_branch: dict[tuple[str, in
 
     like = begin(mlp(20, 10), 0)[0]
     result = every_branch["rewind", 2]
-    mask, weights = lottery.unpack_weights(result, like)
+    mask, weights = trained.unpack(result, like)
     for layer in ("dense_1", "dense_2", "dense_3"):
         kept = mask[layer]["kernel"]
         assert result.arrays[f"weights:{layer}/kernel"].shape == (kept.sum(),)
