@@ -16,9 +16,10 @@ from typing import Any, ParamSpec
 import jax
 
 from secateur.core.errors import SecateurError
-from secateur.core.keys import Key
+from secateur.core.keys import Key, fold
 from secateur.core.network import Network, Stats
 from secateur.core.trees import Params
+from secateur.networks.layers import drawn, drawn_norm, statistics
 
 P = ParamSpec("P")
 Forward = Callable[[Params, Stats, jax.Array, "Key | None"], tuple[jax.Array, Stats]]
@@ -84,3 +85,62 @@ def image_shape(name: str, input_shape: tuple[int, ...], outputs: int, least: in
             f"{name} takes images (height, width, channels) of at least {least} x {least} pixels "
             f"and 1 or more outputs, not input_shape {tuple(input_shape)} with {outputs} outputs."
         )
+
+
+class Leaves:
+    """Shapes of kernels and widths of norms by path, collected by a maker, and how they are drawn.
+
+    Each leaf has a random stream named by its path, so that what stands elsewhere in the network
+    does not move it. Kernels of two axes are dense layers; convolutions beside a norm need no bias.
+    """
+
+    def __init__(self) -> None:
+        self.kernels: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self.norms: dict[tuple[str, ...], int] = {}
+
+    def conv(self, *path: str, field: int, channels: tuple[int, int]) -> None:
+        """A ``field x field`` kernel from and to so many channels."""
+        self.kernels[path] = (field, field, *channels)
+
+    def dense(self, *path: str, widths: tuple[int, int]) -> None:
+        """A kernel of a dense layer."""
+        self.kernels[path] = widths
+
+    def norm(self, *path: str, width: int) -> None:
+        """A batch norm of so many channels."""
+        self.norms[path] = width
+
+    def init(
+        self,
+        initialiser: str,
+        scale: str,
+        dense_initialiser: str,
+        dense_bias: str | None,
+        bias: str | None = None,
+    ) -> Callable[[Key], tuple[Params, Stats]]:
+        """``key -> (params, stats)``. Arguments are names in `networks.layers`; None: no bias.
+
+        Raises:
+            SecateurError: for an unknown name.
+        """
+        of_conv, of_norm = drawn(initialiser, bias), drawn_norm(scale)
+        of_dense = drawn(dense_initialiser, dense_bias)
+
+        def init(key: Key) -> tuple[Params, Stats]:
+            params: Params = {}
+            stats: Stats = {}
+            for path, shape in self.kernels.items():
+                draw = of_dense if len(shape) == 2 else of_conv
+                _put(params, path, draw(fold(key, *path), shape))
+            for path, width in self.norms.items():
+                _put(params, path, of_norm(fold(key, *path), width))
+                _put(stats, path, statistics(width))
+            return params, stats
+
+        return init
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], leaves: dict[str, jax.Array]) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = leaves

@@ -18,18 +18,15 @@ from secateur.core.errors import SecateurError, lookup
 from secateur.core.keys import Key, fold
 from secateur.core.network import Network, Stats
 from secateur.core.trees import Params
-from secateur.networks.build import Forward, build, image_shape, made_once
+from secateur.networks.build import Forward, Leaves, build, image_shape, made_once
 from secateur.networks.layers import (
     batch_norm,
     conv,
     dense,
-    drawn,
-    drawn_norm,
     dropout,
     global_average_pool,
     max_pool,
     residual_shape,
-    statistics,
 )
 
 relu = jax.nn.relu
@@ -71,45 +68,6 @@ def _shortcut(
         x, new["bn_shortcut"] = norm(p["bn_shortcut"], s["bn_shortcut"], x)
         return x
     return x if x.shape == shape else residual_shape(x, shape, stride)
-
-
-class _Leaves:
-    """Collects shapes of kernels and widths of norms by path, and draws them."""
-
-    def __init__(self) -> None:
-        self.kernels: dict[tuple[str, ...], tuple[int, ...]] = {}
-        self.norms: dict[tuple[str, ...], int] = {}
-
-    def conv(self, *path: str, field: int, channels: tuple[int, int]) -> None:
-        self.kernels[path] = (field, field, *channels)
-
-    def norm(self, *path: str, width: int) -> None:
-        self.norms[path] = width
-
-    def init(
-        self, initialiser: str, scale: str, dense_initialiser: str, dense_bias: str | None
-    ) -> Callable[[Key], tuple[Params, Stats]]:
-        of_conv, of_norm = drawn(initialiser, None), drawn_norm(scale)
-        of_dense = drawn(dense_initialiser, dense_bias)
-
-        def init(key: Key) -> tuple[Params, Stats]:
-            params: Params = {}
-            stats: Stats = {}
-            for path, shape in self.kernels.items():
-                draw = of_dense if len(shape) == 2 else of_conv
-                _put(params, path, draw(fold(key, *path), shape))
-            for path, width in self.norms.items():
-                _put(params, path, of_norm(fold(key, *path), width))
-                _put(stats, path, statistics(width))
-            return params, stats
-
-        return init
-
-
-def _put(tree: dict[str, Any], path: tuple[str, ...], leaves: dict[str, jax.Array]) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = leaves
 
 
 def _stages(p: Params, s: Stats, x: jax.Array, block: Any, norm: Norm) -> tuple[jax.Array, Stats]:
@@ -185,7 +143,7 @@ def resnet(
     image_shape(f"resnet-{depth}", input_shape, outputs, least=4)
     widths = [width, 2 * width, 4 * width]
     leaves = _basic_leaves(widths, [(depth - 2) // 6] * 3, 3, input_shape[2], shortcut == "B")
-    leaves.kernels["dense_1",] = (widths[-1], outputs)
+    leaves.dense("dense_1", widths=(widths[-1], outputs))
     return build(
         f"resnet-{depth}",
         tuple(input_shape),
@@ -197,8 +155,8 @@ def resnet(
 
 def _basic_leaves(
     widths: list[int], blocks: list[int], field: int, channels: int, projects: bool
-) -> _Leaves:
-    leaves = _Leaves()
+) -> Leaves:
+    leaves = Leaves()
     leaves.conv("conv_1", field=field, channels=(channels, widths[0]))
     leaves.norm("bn_1", width=widths[0])
     before = widths[0]
@@ -218,8 +176,8 @@ def _basic_leaves(
 
 def _bottleneck_leaves(
     planes: list[int], wide: int, blocks: list[int], field: int, channels: int
-) -> _Leaves:
-    leaves = _Leaves()
+) -> Leaves:
+    leaves = Leaves()
     leaves.conv("conv_1", field=field, channels=(channels, planes[0]))
     leaves.norm("bn_1", width=planes[0])
     before = planes[0]
@@ -300,7 +258,7 @@ def deep_resnet(
     else:
         block, last = _bottleneck, 4 * planes[-1]
         leaves = _bottleneck_leaves(planes, wide, BLOCKS[depth], field, shape[2])
-    leaves.kernels["dense_1",] = (last, classes)
+    leaves.dense("dense_1", widths=(last, classes))
     init = leaves.init(initialiser, scale, dense_initialiser, dense_bias)
     return build(name, shape, classes, init, _forward(block, form, unbiased))
 
@@ -336,7 +294,7 @@ def wide_resnet(
         raise SecateurError(f"a Wide ResNet has 6 n + 4 layers (16, 22, 28, ...), not {depth}.")
     name = f"wrn-{depth}-{factor}"
     image_shape(name, input_shape, outputs, least=4)
-    leaves = _Leaves()
+    leaves = Leaves()
     leaves.conv("conv_1", field=3, channels=(input_shape[2], width))
     before = width
     for stage, channels in enumerate((factor * width * m for m in (1, 2, 4)), start=1):
@@ -350,7 +308,7 @@ def wide_resnet(
                 leaves.conv(*at, "shortcut", field=1, channels=(before, channels))
             before = channels
     leaves.norm("bn_1", width=before)
-    leaves.kernels["dense_1",] = (before, outputs)
+    leaves.dense("dense_1", widths=(before, outputs))
 
     def forward(
         params: Params, stats: Stats, x: jax.Array, key: Key | None
