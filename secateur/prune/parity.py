@@ -1,0 +1,130 @@
+"""What published codes do otherwise than their papers, as data: counts, ties, modes, batches.
+
+``find(..., parity="synaptic-flow")`` follows the rules of a row; the ticket records them. A row
+changes only how a mask is counted, what batch norm does, how many examples are drawn, and which
+reading of a score is taken, never what the method is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from secateur.core.network import Network
+from secateur.prune.methods import METHODS, load
+from secateur.train.losses import Loss
+
+
+def linear_logit(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-f_y, the logit itself: what ``nll_loss`` of raw logits is. (n, classes), (n,) -> (n,)."""
+    return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The rules of one published code. None: as the paper.
+
+    Attributes:
+        source: repository and file.
+        count, ties, revival, schedule: as in `find`.
+        loss: name of the loss of its scores.
+        per_class: examples for each class, drawn at random and not balanced.
+        options: of any method that has them.
+        by_class: options by the class of the criterion.
+    """
+
+    source: str
+    count: str | None = None
+    ties: str | None = None
+    revival: bool | None = None
+    schedule: str | None = None
+    loss: str | None = None
+    per_class: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    by_class: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """Losses that only published codes use."""
+        return {"linear_logit": linear_logit}
+
+    def options_for(self, name: str, network: Network) -> dict[str, Any]:
+        """The options of method ``name`` that this code sets, of those that the method has."""
+        kind = load(name)
+        known = {f.name for f in dataclasses.fields(kind)}
+        found = dict(self.options)
+        if self.per_class is not None:
+            found["examples"] = self.per_class * network.outputs
+        found.update(self.by_class.get(kind.__name__, {}))
+        fixed = METHODS[name].options
+        return {k: v for k, v in found.items() if k in known and k not in fixed}
+
+    def told(self) -> dict[str, Any]:
+        """The rules that differ, for the record."""
+        rules = ("count", "ties", "revival", "schedule", "loss", "per_class")
+        return {k: getattr(self, k) for k in rules if getattr(self, k) is not None}
+
+
+PARITIES: dict[str, Parity] = {
+    "synaptic-flow": Parity(
+        "ganguli-lab/Synaptic-Flow, Pruners/pruners.py and prune.py",
+        count="synaptic-flow",
+        ties="threshold-drop",
+        revival=True,  # the line that would keep pruned weights away is commented out
+        per_class=10,
+        options={"bn": "init"},
+    ),
+    "ntk-sap": Parity(
+        "YiteWang/NTK-SAP, Pruners/pruners.py and prune.py",
+        count="synaptic-flow",
+        ties="threshold-drop",
+        revival=True,
+        per_class=10,
+        options={"bn": "batch"},
+    ),
+    "snip-public": Parity(
+        "namhoonlee/snip-public, snip/prune.py",
+        count="half-even",
+        ties="index",
+        options={"bn": "running", "examples": 100},
+    ),
+    "mil-ad-snip": Parity(
+        "mil-ad/snip, snip.py",
+        count="floor",
+        ties="threshold-keep",
+        options={"bn": "batch", "examples": 128},
+    ),
+    "grasp": Parity(
+        "alecwangcq/GraSP, pruner/GraSP.py",
+        count="grasp",
+        ties="threshold-keep",
+        options={"bn": "batch"},
+    ),
+    "force": Parity(
+        "naver/force, pruning/pruning_algos.py",
+        count="floor",
+        ties="threshold-keep",
+        loss="linear_logit",  # nll_loss of raw logits
+        options={"bn": "batch", "examples": 128},
+    ),
+    "phew": Parity(
+        "ShreyasMalakarjunPatil/PHEW, Prune/*_utils.py",
+        count="phew",
+        ties="threshold-drop",
+        options={"bn": "batch"},
+    ),
+    "shrinkbench": Parity(
+        "JJGO/shrinkbench, strategies/utils.py",
+        count="shrinkbench",
+        ties="threshold-keep",
+        options={"bn": "batch"},
+    ),
+    "effective-sparsity": Parity(
+        "avysogorets/effective-sparsity, pruning.py", count="effective-sparsity"
+    ),
+}

@@ -1,0 +1,105 @@
+"""Selection by rank against a stable full sort, bit for bit."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
+
+from secateur.core.errors import SecateurError
+from secateur.prune.select import image, top, top_of
+
+N = 40
+_top = jax.jit(partial(top, ties="index"))
+
+
+def sorted_top(scores: np.ndarray, alive: np.ndarray, keep: int) -> np.ndarray:
+    """The definition: a stable sort of -scores over those alive, cut after ``keep``."""
+    places = np.flatnonzero(alive)
+    best = places[np.argsort(-scores[places].astype(np.longdouble), kind="stable")[:keep]]
+    kept = np.zeros(len(scores), bool)
+    kept[best] = True
+    return kept
+
+
+def floats(dtype: Any) -> st.SearchStrategy[np.ndarray]:
+    """Any floats but NaN; or few values, so that ties are many and zeros have both signs."""
+    width = np.dtype(dtype).itemsize * 8
+    anything = st.floats(width=width, allow_nan=False)  # type: ignore[call-overload]
+    few = st.sampled_from([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, 1e-45 if width == 32 else 5e-324])
+    return st.one_of(hnp.arrays(dtype, N, elements=x) for x in (anything, few))
+
+
+@given(floats(np.float32), hnp.arrays(bool, N), st.integers(0, N))
+def test_as_a_stable_sort_float32(scores: np.ndarray, alive: np.ndarray, keep: int) -> None:
+    assert (np.asarray(_top(scores, alive, keep)) == sorted_top(scores, alive, keep)).all()
+
+
+@given(floats(np.float64), hnp.arrays(bool, N), st.integers(0, N))
+def test_as_a_stable_sort_float64(scores: np.ndarray, alive: np.ndarray, keep: int) -> None:
+    with jax.enable_x64(True):
+        assert (np.asarray(_top(scores, alive, keep)) == sorted_top(scores, alive, keep)).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision(dtype: Any) -> None:
+    scores = jax.random.normal(jax.random.key(0), (N,)).round(1).astype(dtype)
+    alive = np.ones(N, bool)
+    wanted = sorted_top(np.asarray(scores.astype(jnp.float32)), alive, 17)
+    assert (np.asarray(top(scores, jnp.asarray(alive), 17)) == wanted).all()
+
+
+def test_image_orders_all_kinds_of_floats() -> None:
+    x = np.array([-np.inf, -2, -1e-45, 0, 1e-45, 1e-38, 1, np.inf], np.float32)
+    images = np.asarray(image(jnp.asarray(x))).astype(np.int64)
+    assert (np.diff(images) > 0).all()
+    assert images[0] > 0  # below it is room for what is not alive
+    assert image(jnp.float32(-0.0)) == image(jnp.float32(0.0))
+
+
+def test_lanes_and_traced_counts() -> None:
+    scores = np.asarray(jax.random.normal(jax.random.key(1), (5, N))).round(1)
+    alive = np.asarray(jax.random.bernoulli(jax.random.key(2), 0.7, (5, N)))
+    keep = np.array([0, 3, 11, 20, N])
+    found = np.asarray(jax.vmap(_top)(scores, alive, keep))
+    for i in range(5):
+        assert (found[i] == sorted_top(scores[i], alive[i], int(keep[i]))).all()
+
+
+def test_random_ties_are_exact_uniform_and_below_what_is_larger() -> None:
+    scores = jnp.asarray([2.0, *[1.0] * 8, 0.0])
+    alive = jnp.ones(10, bool)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    found = np.asarray(jax.jit(jax.vmap(lambda k: top(scores, alive, 4, "random", k)))(keys))
+    assert (found.sum(1) == 4).all()
+    assert found[:, 0].all()
+    assert not found[:, 9].any()
+    share = found[:, 1:9].mean(0)  # each 3/8, standard error 0.0077
+    assert np.abs(share - 3 / 8).max() < 4 * np.sqrt(3 / 8 * 5 / 8 / 4000)
+
+
+def test_thresholds_of_published_codes_drop_or_keep_all_ties() -> None:
+    scores, alive = jnp.asarray([3.0, 1.0, 1.0, 1.0, 0.0]), jnp.ones(5, bool)
+    assert top(scores, alive, 2, "threshold-drop").tolist() == [True, *[False] * 4]
+    assert top(scores, alive, 2, "threshold-keep").tolist() == [*[True] * 4, False]
+    for ties in ("threshold-drop", "threshold-keep"):  # no tie at the border: exact
+        assert top(scores, alive, 4, ties).tolist() == [*[True] * 4, False]
+
+
+def test_several_arrays_are_ranked_together_in_their_order() -> None:
+    a, b = jnp.ones((2, 3)), jnp.ones((4,))
+    found = top_of([b, a], [b > 0, a > 0], 6)
+    assert found[0].all()
+    assert found[1].tolist() == [[True, True, False], [False] * 3]
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(SecateurError, match="Did you mean 'index'"):
+        top(jnp.ones(3), jnp.ones(3, bool), 1, "indx")
