@@ -13,6 +13,7 @@ independent of where JAX keeps them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ CALLS = {
 
 
 OUTPUT = "it is the output"
+ONE_UNIT = "it has one unit"
+MIXED = "it is flattened in two ways"
 
 
 class Label:
@@ -55,6 +58,7 @@ class Label:
         self.parent: Label | None = None
         self.size = size
         self.fixed: str | None = None
+        self.parts: list[Label] | None = None  # the axes that were flattened into it
 
     def root(self) -> Label:
         node = self
@@ -67,6 +71,13 @@ class Label:
         if a is not b:
             b.parent = a
             a.fixed = a.fixed or b.fixed
+            parts, a.parts = b.parts, a.parts or b.parts
+            if parts and a.parts is not parts:  # two flattenings that are added to each other
+                assert a.parts is not None
+                same = [p.size for p in parts] == [p.size for p in a.parts]
+                for p, q in zip(parts, a.parts):
+                    p.join(q) if same else p.fix(MIXED)
+                    q.fix(MIXED) if not same else None
 
     def fix(self, why: str) -> None:
         root = self.root()
@@ -117,7 +128,7 @@ class Structure:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What is known of a variable: a label an axis, the leaf it is, whether the input is in it."""
 
     labels: list[Label]
@@ -125,9 +136,13 @@ class _Seen:
     leaf_axes: list[int] | None = None  # axis of the leaf behind each axis, after transpositions
     from_input: bool = False
     raw_input: bool = False  # the network's input itself, so that its flattening is recognised
+    vector: tuple[str, str] | None = None  # the leaf of one axis that it is, broadcast or not
+    site: int | None = None  # the product that it is the output of, where nothing else reads that
 
 
-class _Reader:
+class Reader:
+    statistics: str | None = "batch statistics"  # why no unit goes that they belong to
+
     def __init__(self) -> None:
         self.sites: list[tuple[str, int, int, Label, Label]] = []
         self.unread: dict[str, str] = {}
@@ -140,12 +155,15 @@ class _Reader:
                 label.fix(why)
         return labels
 
-    def walk(self, jaxpr: Jaxpr, consts: list[_Seen], args: list[_Seen]) -> list[_Seen]:
-        env: dict[Any, _Seen] = {}
+    def begin(self, leaves: list[Seen], statistics: list[Seen], image: Seen) -> None:
+        """Before the walk: what stands for the parameters, the statistics and the input."""
 
-        def read(atom: Any) -> _Seen:
+    def walk(self, jaxpr: Jaxpr, consts: list[Seen], args: list[Seen]) -> list[Seen]:
+        env: dict[Any, Seen] = {}
+
+        def read(atom: Any) -> Seen:
             if isinstance(atom, Literal):
-                return _Seen(self.fresh(np.shape(atom.val)))
+                return Seen(self.fresh(np.shape(atom.val)))
             return env[atom]
 
         env.update(zip(jaxpr.constvars, consts))
@@ -156,13 +174,13 @@ class _Reader:
             env.update(zip(eqn.outvars, outs))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, eqn: Any, ins: list[_Seen]) -> list[_Seen]:
+    def equation(self, eqn: Any, ins: list[Seen]) -> list[Seen]:
         name = eqn.primitive.name
         if name in CALLS and CALLS[name] in eqn.params:
             inner = eqn.params[CALLS[name]]
             closed = isinstance(inner, ClosedJaxpr)
             held = inner.consts if closed else []
-            consts = [_Seen(self.fresh(np.shape(c), "a constant has it")) for c in held]
+            consts = [Seen(self.fresh(np.shape(c), "a constant has it")) for c in held]
             return self.walk(inner.jaxpr if closed else inner, consts, ins)
         from_input = any(i.from_input for i in ins)
         shapes = [v.aval.shape for v in eqn.outvars]
@@ -179,27 +197,27 @@ class _Reader:
             if i.leaf:
                 self.unread.setdefault(i.leaf, f"it goes through {name}")
         return [
-            _Seen(self.fresh(s, f"it comes out of {name}"), None, None, from_input) for s in shapes
+            Seen(self.fresh(s, f"it comes out of {name}"), None, None, from_input) for s in shapes
         ]
 
     def _elementwise(
-        self, name: str, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
-    ) -> _Seen:
+        self, name: str, ins: list[Seen], shape: tuple[int, ...], from_input: bool
+    ) -> Seen:
         out = self.fresh(shape)
         for i in ins:
             for axis, label in enumerate(i.labels if len(i.labels) == len(shape) else []):
                 if label.size == shape[axis]:
                     out[axis].join(label)
         if name in CASTS:
-            return _Seen(out, ins[0].leaf, ins[0].leaf_axes, from_input)
+            return Seen(out, ins[0].leaf, ins[0].leaf_axes, from_input)
         for i in ins:  # exp(W) of a masked weight is 1, m * W has a mask that nobody here knows
             if i.leaf and sum(label.size != 1 for label in i.labels) > 1:
                 self.unread.setdefault(i.leaf, f"it goes through {name}")
-        return _Seen(out, None, None, from_input)
+        return Seen(out, None, None, from_input)
 
     def _dot_general(
-        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
-    ) -> _Seen | None:
+        self, eqn: Any, ins: list[Seen], shape: tuple[int, ...], from_input: bool
+    ) -> Seen | None:
         (lhs_c, rhs_c), (lhs_b, rhs_b) = eqn.params["dimension_numbers"]
         if lhs_b or rhs_b or len(lhs_c) != 1:
             return None
@@ -230,51 +248,47 @@ class _Reader:
             )
         if not dense:  # a path that `layers` does not show
             a.labels[lhs_c[0]].fix("a product that is no dense layer sums over it")
-        return _Seen([*free_a, *free_b], None, None, from_input)
+        return Seen([*free_a, *free_b], None, None, from_input)
 
     def _broadcast_in_dim(
-        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
-    ) -> _Seen:
+        self, eqn: Any, ins: list[Seen], shape: tuple[int, ...], from_input: bool
+    ) -> Seen:
         out = self.fresh(shape)
         for axis, to in enumerate(eqn.params["broadcast_dimensions"]):
             if ins[0].labels[axis].size == shape[to]:
                 out[to].join(ins[0].labels[axis])
-        return _Seen(out, None, None, from_input)
+        return Seen(out, None, None, from_input)
 
     def _transpose(
-        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
-    ) -> _Seen:
+        self, eqn: Any, ins: list[Seen], shape: tuple[int, ...], from_input: bool
+    ) -> Seen:
         order = eqn.params["permutation"]
         axes = ins[0].leaf_axes
-        return _Seen(
+        return Seen(
             [ins[0].labels[k] for k in order],
             ins[0].leaf,
             None if axes is None else [axes[k] for k in order],
             from_input,
         )
 
-    def _squeeze(
-        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
-    ) -> _Seen:
+    def _squeeze(self, eqn: Any, ins: list[Seen], shape: tuple[int, ...], from_input: bool) -> Seen:
         gone = eqn.params["dimensions"]
-        return _Seen(
+        return Seen(
             [l for k, l in enumerate(ins[0].labels) if k not in gone], None, None, from_input
         )
 
     def _reshape(
-        self, eqn: Any, ins: list[_Seen], shape: tuple[int, ...], from_input: bool
-    ) -> _Seen | None:
+        self, eqn: Any, ins: list[Seen], shape: tuple[int, ...], from_input: bool
+    ) -> Seen | None:
         labels = [l for l in ins[0].labels if l.size != 1]
         wanted = [n for n in shape if n != 1]
         if [l.size for l in labels] == wanted:  # only axes of size 1 come or go
             rest = iter(labels)
-            return _Seen(
-                [next(rest) if n != 1 else Label(1) for n in shape], None, None, from_input
-            )
+            return Seen([next(rest) if n != 1 else Label(1) for n in shape], None, None, from_input)
         features = self.input_features
         flattened = features is not None and shape == (ins[0].labels[0].size, features.size)
         if ins[0].raw_input and flattened and features is not None:
-            return _Seen([ins[0].labels[0], features], None, None, True)
+            return Seen([ins[0].labels[0], features], None, None, True)
         return None
 
 
@@ -283,42 +297,55 @@ def read(network: Network, params: Params, stats: Stats) -> Structure:
 
     Axes of size 1 never form a group. A layer that the reader does not understand leaves its
     groups fixed and is named in ``unread``: callers fall back to the full network openly.
+    `structure.channels` reads convolutions, norms and pooling as well.
     """
+    reader = Reader()
+    leaves, _ = trace(reader, network, params, stats, jax.numpy.result_type(float))
+    return collect(reader, leaves)[0]
+
+
+def trace(
+    reader: Reader, network: Network, params: Params, stats: Stats, dtype: Any
+) -> tuple[list[Seen], list[Seen]]:
+    """Walks ``network.apply`` with ``reader``; what is known of the parameters and statistics."""
     flat = flatten(params)
     names = [name for name, leaf in flat.items() if leaf is not None]
     batch = 7  # a size that tells the example axis from others in error messages, nothing more
-    x = jax.ShapeDtypeStruct((batch, *network.input_shape), jax.numpy.result_type(float))
+    x = jax.ShapeDtypeStruct((batch, *network.input_shape), dtype)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), (params, stats))
     closed = jax.make_jaxpr(network.apply)(*shapes, x)
 
-    reader = _Reader()
     leaves = [
-        _Seen(reader.fresh(np.shape(a)), name, list(range(np.ndim(a))))
+        Seen(reader.fresh(np.shape(a)), name, list(range(np.ndim(a))))
         for name, a in zip(names, jax.tree.leaves(params))
     ]
-    stats_seen = [
-        _Seen(reader.fresh(np.shape(a), "batch statistics")) for a in jax.tree.leaves(stats)
+    statistics = [
+        Seen(reader.fresh(np.shape(a), reader.statistics)) for a in jax.tree.leaves(stats)
     ]
-    image = _Seen(reader.fresh((batch, *network.input_shape)), from_input=True)
+    image = Seen(reader.fresh((batch, *network.input_shape)), from_input=True)
     image.labels[0].fix("it is the example axis")
     if len(network.input_shape) == 1:
         reader.input_features = image.labels[1]
     else:
         reader.input_features = Label(int(np.prod(network.input_shape)))
         image.raw_input = True
-    consts = [_Seen(reader.fresh(np.shape(c), "a constant has it")) for c in closed.consts]
-    outs = reader.walk(closed.jaxpr, consts, [*leaves, *stats_seen, image])
+    reader.begin(leaves, statistics, image)
+    consts = [Seen(reader.fresh(np.shape(c), "a constant has it")) for c in closed.consts]
+    outs = reader.walk(closed.jaxpr, consts, [*leaves, *statistics, image])
     for out in outs:
         for label in out.labels[1:]:
             label.root().fixed = OUTPUT  # whatever else fixes it: a softmax does
     for one in leaves:
         for label in one.labels:
             if label.size == 1:
-                label.fix("it has one unit")
-    return _collect(reader, leaves)
+                label.fix(ONE_UNIT)
+    return leaves, statistics
 
 
-def _collect(reader: _Reader, leaves: list[_Seen]) -> Structure:
+def collect(
+    reader: Reader, leaves: list[Seen], more: Sequence[Label] = ()
+) -> tuple[Structure, Callable[[Label], int]]:
+    """The structure that was read, and the number of the group of a label of it or of ``more``."""
     numbers: dict[int, int] = {}
     roots: list[Label] = []
     members: list[list[tuple[str, int]]] = []
@@ -349,12 +376,14 @@ def _collect(reader: _Reader, leaves: list[_Seen]) -> Structure:
         assert seen.leaf is not None
         for axis, label in enumerate(seen.labels):
             members[number(label)].append((seen.leaf, axis)) if label.size != 1 else None
+    for label in more:
+        number(label)
     assert reader.input_features is not None
     features = reader.input_features.root()
     groups = tuple(
         Group(tuple(m), root.size, root.fixed, root is features) for root, m in zip(roots, members)
     )
-    return Structure(groups, layers, dict(reader.unread))
+    return Structure(groups, layers, dict(reader.unread)), number
 
 
 def depends(jaxpr: Jaxpr, inputs: list[bool]) -> list[bool]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,6 +38,7 @@ class Selection:
         sizes: group -> full width.
         input_group: the group of the flattened input, if it is cut.
         names: group -> readable name.
+        statistics: as ``axes``, of the leaves of the batch statistics.
     """
 
     axes: Mapping[str, Mapping[int, int]]
@@ -46,6 +47,7 @@ class Selection:
     sizes: Mapping[int, int]
     input_group: int | None
     names: Mapping[int, str]
+    statistics: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def widths(self) -> dict[str, dict[str, int]]:
         """Full, live and trained width of each cut axis, by name."""
@@ -58,28 +60,28 @@ class Selection:
         """Indices into the flattened input that stay, or None for all of it."""
         return None if self.input_group is None else self.units[self.input_group]
 
-    def _index(self, name: str, ndim: int) -> tuple[Any, ...]:
-        cut = self.axes[name]
-        full = [self.units[cut[k]] if k in cut else None for k in range(ndim)]
-        if sum(u is not None for u in full) == 1:
-            return tuple(slice(None) if u is None else u for u in full)
-        shape = [1] * ndim
-        index = []
-        for k, u in enumerate(full):
-            if u is None:
-                raise NotImplementedError(f"{name} has an axis that is not cut beside two that are")
-            index.append(u.reshape([*shape[:k], -1, *shape[k + 1 :]]))
-        return tuple(index)
+    def _index(self, name: str, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        return _places(self.axes[name], self.units, shape)
 
     def take(self, tree: Any) -> Any:
         """The smaller tree (parameters or mask), as numpy arrays."""
         flat = {
             name: leaf
             if leaf is None or name not in self.axes
-            else np.asarray(leaf)[self._index(name, np.ndim(leaf))]
+            else np.asarray(leaf)[self._index(name, np.shape(leaf))]
             for name, leaf in flatten(tree).items()
         }
         return unflatten(flat, tree)
+
+    def take_statistics(self, stats: Stats) -> Stats:
+        """The smaller batch statistics, as numpy arrays."""
+        flat = {
+            name: np.asarray(leaf)[_places(self.statistics[name], self.units, np.shape(leaf))]
+            if name in self.statistics
+            else leaf
+            for name, leaf in flatten(stats).items()
+        }
+        return unflatten(flat, stats)
 
     def put(self, small: Any, full: Any) -> Any:
         """``full`` with the trained places overwritten from ``small``, as numpy arrays."""
@@ -87,11 +89,20 @@ class Selection:
         for name in flat:
             if name in self.axes:
                 leaf = np.array(flat[name])
-                leaf[self._index(name, leaf.ndim)] = np.asarray(parts[name])
+                leaf[self._index(name, leaf.shape)] = np.asarray(parts[name])
                 flat[name] = leaf
             elif parts[name] is not None:
                 flat[name] = np.asarray(parts[name])
         return unflatten(flat, full)
+
+
+def _places(
+    cut: Mapping[int, int], units: Mapping[int, np.ndarray], shape: tuple[int, ...]
+) -> tuple[Any, ...]:
+    """The index of what stays of a leaf of ``shape``, of which the axes in ``cut`` are cut."""
+    if len(cut) == 1:
+        return tuple(units[cut[k]] if k in cut else slice(None) for k in range(len(shape)))
+    return np.ix_(*(units[cut[k]] if k in cut else np.arange(n) for k, n in enumerate(shape)))
 
 
 @dataclass(frozen=True)
