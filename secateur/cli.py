@@ -155,6 +155,17 @@ def _plan(study: str, preset: str | None, seeds: int | None, **more: Any) -> Pla
     return plan(study, preset, seeds, **more)
 
 
+def _narrowed(
+    preset: str | None,
+    seeds: int | None,
+    first_seed: int,
+    sets: tuple[str, ...],
+    grids: tuple[str, ...],
+) -> bool:
+    """Whether a command says which cells it means."""
+    return bool(preset or seeds is not None or first_seed or sets or grids)
+
+
 @main.command()
 @_chosen
 @click.option(
@@ -244,10 +255,10 @@ def report(
     from secateur.studies.plan import recalled
 
     kept = Store(store, create=False)
-    if preset is None and seeds is None and not sets and not grids and first_seed == 0:
-        planned = recalled(study, kept)
-    else:
+    if _narrowed(preset, seeds, first_seed, sets, grids):
         planned = _plan(study, preset, seeds, first_seed=first_seed, sets=sets, grids=grids)
+    else:
+        planned = recalled(study, kept)
     _pages(planned, kept, figures, formats)
 
 
@@ -296,18 +307,35 @@ def status(store: Path) -> None:
 
 
 @main.command()
-@click.argument("study")
+@_chosen
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--store", default=STORE, show_default=True, type=click.Path(path_type=Path))
 @click.option("--curves", is_flag=True, help="One row a point of a curve instead of one a cell.")
-def export(study: str, path: Path, store: Path, curves: bool) -> None:
-    """Write the results of STUDY as a tidy table: PATH ends in .csv, .json or .parquet."""
+def export(
+    study: str,
+    preset: str | None,
+    seeds: int | None,
+    first_seed: int,
+    sets: tuple[str, ...],
+    grids: tuple[str, ...],
+    store: Path,
+    path: Path,
+    curves: bool,
+) -> None:
+    """Write the results of STUDY as a tidy table: PATH ends in .csv, .json or .parquet.
+
+    Without --preset, --seeds, --set and --grid these are all its results in the store.
+    """
+    from secateur.lab.cells import closure
     from secateur.lab.export import export as write
     from secateur.lab.store import Store
     from secateur.studies.registry import study as known
 
     known(study)
-    rows = write(Store(store, create=False), study, path, curves)
+    addresses = None
+    if _narrowed(preset, seeds, first_seed, sets, grids):
+        planned = _plan(study, preset, seeds, first_seed=first_seed, sets=sets, grids=grids)
+        addresses = {cell.address for cell in closure(planned.cells)}
+    rows = write(Store(store, create=False), study, path, curves, addresses)
     click.echo(f"{rows} rows in {path}")
 
 
@@ -331,4 +359,4 @@ def data(name: str | None, data_dir: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script()

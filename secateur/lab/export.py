@@ -6,14 +6,16 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from secateur.core.errors import SecateurError
 from secateur.lab.store import Entry, Store
 
 FORMATS = (".csv", ".json", ".parquet")
+_MADE = ("seconds_cpu", "seconds_wall", "executor", "device", "threads", "finished", "versions")
 
 
 def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
@@ -22,8 +24,9 @@ def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     Lists (curves) are left out; see `curve_rows`.
     """
     return [
-        {**_head(entry), **_numbers("", entry.values), **_numbers("checks.", entry.checks)}
-        | {name: entry.made.get(name) for name in ("seconds_cpu", "seconds_wall", "executor")}
+        {**_head(entry, entry.values), **_numbers("", entry.values)}
+        | _numbers("checks.", entry.checks)
+        | _numbers("", {name: entry.made.get(name) for name in _MADE})
         | {"address": entry.address}
         for entry in entries
     ]
@@ -43,11 +46,18 @@ def curve_rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     return made
 
 
-def export(store: Store, study: str, path: str | os.PathLike[str], curves: bool = False) -> int:
+def export(
+    store: Store,
+    study: str,
+    path: str | os.PathLike[str],
+    curves: bool = False,
+    addresses: Collection[str] | None = None,
+) -> int:
     """Writes a study's table; the format follows the file's ending. The number of rows.
 
     Args:
         curves: one row a point of a curve instead of one a cell.
+        addresses: of the cells that are wanted; all of the study without it.
 
     Raises:
         SecateurError: unknown ending, no results, no pyarrow, unwritable file.
@@ -62,6 +72,13 @@ def export(store: Store, study: str, path: str | os.PathLike[str], curves: bool 
         known = store.studies()
         there = f"it has {', '.join(known)}" if known else "it is empty"
         raise SecateurError(f"the store {store.path} has no results of {study!r}; {there}")
+    if addresses is not None:
+        entries = [entry for entry in entries if entry.address in addresses]
+        if not entries:
+            raise SecateurError(
+                f"the store {store.path} has results of {study!r}, but none with these fields; "
+                "`secateur status` lists what it has"
+            )
     table = curve_rows(entries) if curves else rows(entries)
     if not table:
         raise SecateurError(f"the results of {study!r} have no curves: export without them")
@@ -77,10 +94,11 @@ def export(store: Store, study: str, path: str | os.PathLike[str], curves: bool 
     return len(table)
 
 
-def _head(entry: Entry) -> dict[str, Any]:
-    """What identifies a row."""
+def _head(entry: Entry, beside: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What identifies a row, less the parts of its place that stand in the values beside it."""
     head = {"study": entry.study, "seed": entry.seed, "data": entry.what["data"]}
-    head.update(_numbers("place.", entry.place))
+    place = {name: value for name, value in entry.place.items() if beside.get(name) != value}
+    head.update(_numbers("place.", place))
     head.update(_numbers("field.", entry.fields, lists=True))
     return head
 

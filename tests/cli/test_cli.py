@@ -99,8 +99,19 @@ def test_export_writes_a_row_a_cell(done: tuple[Path, str], ending: str) -> None
     if ending == "csv":
         with open(folder / "t.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert {row["place.branch"] for row in rows} >= {"dense", "rewind", "none"}
+        assert {row["branch"] for row in rows} >= {"dense", "rewind", "none"}
+        assert "place.branch" not in rows[0], "the branch stands in the table once"
+        assert all(row["versions.code"] and row["versions.jax"] for row in rows)
         assert all(0 < float(row["last.test_accuracy"]) < 1 for row in rows)
+
+
+def test_export_of_some_fields_leaves_the_others_out(done: tuple[Path, str]) -> None:
+    folder, _ = done
+    told = secateur("export", "lottery", "some.csv", *TINY, "--seeds", "1", cwd=folder).stdout
+    assert "5 rows" in told
+    failed = secateur("export", "lottery", "none.csv", "--set", "steps=780", cwd=folder, status=2)
+    assert "none with these fields" in failed.stderr
+    assert not (folder / "none.csv").exists()
 
 
 def test_a_grid_makes_a_page_for_each_value(tmp_path: Path) -> None:
