@@ -52,7 +52,7 @@ def lenet_300_100(
     usual = {"input_shape": (28, 28, 1), "outputs": 10, "activation": "relu", "bias": True}
     told = {"input_shape": tuple(input_shape), "outputs": outputs, "activation": activation}
     changed = {k: v for k, v in {**told, "bias": bias}.items() if v != usual[k]}
-    return mlp(300, 100, initialiser=initialiser, **changed)  # type: ignore[arg-type]
+    return mlp(300, 100, initialiser=initialiser, **changed)
 
 
 NETWORKS: dict[str, Entry] = {

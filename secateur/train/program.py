@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from secateur.core.network import Network
 from secateur.core.trees import flatten, map_mask, unflatten
 from secateur.data.augment import normalise, pad_crop_flip
+from secateur.structure.canonical import canonical
 from secateur.train.losses import LOSSES
 from secateur.train.masked import leak, masked
 from secateur.train.recipes import Recipe
@@ -265,10 +266,12 @@ def programs(static: Static, lanes: bool) -> dict[str, Any]:
         first = jax.vmap(first, in_axes=(0, 0, 0, None))
         chunk = jax.vmap(chunk, in_axes=(0, 0, 0, None, None))
         score = jax.vmap(score, in_axes=(0, 0, 0, None))
+    # Last, after differentiation and vmap: convolutions in the order that is fast inside loops on
+    # the CPU. Programs without any are left as they are.
     return {
-        "begin": jax.jit(first),
-        "chunk": jax.jit(chunk, donate_argnums=1),
-        "evaluate": jax.jit(score),
+        "begin": jax.jit(canonical(first)),
+        "chunk": jax.jit(canonical(chunk), donate_argnums=1),
+        "evaluate": jax.jit(canonical(score)),
     }
 
 
