@@ -9,6 +9,7 @@ from secateur.core.errors import lookup
 
 STUDIES: dict[str, str] = {
     "lottery": "secateur.studies.lottery",
+    "at-init": "secateur.studies.at_init",
 }
 
 

@@ -1,0 +1,334 @@
+"""Tickets found before training: every method, its shuffled control, and the lottery ticket.
+
+A cell is one training: of the dense network, of one method's ticket at one density, of the same
+mask shuffled within its layers, or one level of the lottery ticket (iterative magnitude pruning
+with rewinding), which is found by training. All trainings of a seed begin with the same weights and
+see the same examples in the same order, so that methods are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from secateur.core.errors import SecateurError, lookup
+from secateur.lab.cells import Cell, Result
+from secateur.studies import trained
+from secateur.studies.at_init_claims import CLAIMS
+from secateur.studies.at_init_words import SHUFFLED, branches, citation, notes, sentence
+from secateur.studies.figures import Curves
+
+if TYPE_CHECKING:
+    from secateur.core.network import Network
+    from secateur.data.examples import Sets
+    from secateur.train.training import Fitted, Training
+
+name = "at-init"
+title = "Tickets found before training"
+meaning = 1  # raise when results change meaning: the golden cell in the tests says when
+claims = CLAIMS
+summary = "accuracy against weights remaining: every method before training, and its shuffled mask"
+__all__ = ["branches", "citation", "notes", "sentence"]
+
+METHODS = (
+    "random",
+    "magnitude",
+    "snip",
+    "logit-snip",
+    "iterative-snip",
+    "force",
+    "grasp",
+    "synflow",
+    "synflow-l2",
+    "path-trace",
+    "phew",
+    "ntk-sap",
+)
+
+
+class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the study varies.
+
+    Attributes:
+        dataset: a name of ``secateur data``.
+        network: a built-in network, by name.
+        validation: examples held out of the training part; ``split`` is the seed of that cut.
+        steps: of each training; ``evaluate_every`` divides it. Adam at ``learning_rate``.
+        levels: level c keeps the fraction 0.8^c of the weights.
+        methods: names, as in the docs.
+        shuffled: train every mask also shuffled within its layers.
+        ticket: the lottery ticket beside them; it trains every level up to the last.
+    """
+
+    dataset: str = "mnist"
+    network: str = "lenet-300-100"
+    validation: int = 5000
+    split: int = 0
+    learning_rate: float = 1.2e-3
+    batch: int = 60
+    steps: int = 3000
+    evaluate_every: int = 100
+    levels: tuple[int, ...] = (3, 6, 10, 14, 18)
+    methods: tuple[str, ...] = METHODS
+    shuffled: bool = True
+    ticket: bool = True
+
+
+presets: dict[str, Fields] = {
+    "quick": Fields(
+        dataset="mnist5k",
+        validation=500,
+        steps=400,
+        evaluate_every=20,
+        levels=(6, 14, 18),
+        methods=("random", "magnitude", "snip", "grasp", "synflow", "ntk-sap"),
+        ticket=False,
+    ),
+    "mlp": Fields(),
+    "lenet-5": Fields(
+        network="lenet-5-relu",
+        batch=64,
+        steps=1500,
+        levels=(10, 14, 18),
+        methods=("random", "magnitude", "snip", "grasp", "synflow", "ntk-sap"),
+        ticket=False,
+    ),
+}
+seeds = {"quick": 3, "mlp": 5, "lenet-5": 3}
+
+_X = {"x": "density", "x_title": "weights remaining", "x_log": True, "x_reverse": True}
+figures = (
+    Curves(
+        name="accuracy",
+        title="Test accuracy against weights remaining",
+        caption="At the last step of training. The dense network stands at the left.",
+        y="last.test_accuracy",
+        y_title="test accuracy",
+        percent_x=True,
+        percent_y=True,
+        **_X,
+    ),
+    Curves(
+        name="lost-by-shuffling",
+        title="What a method loses when its mask is shuffled within its layers",
+        caption="Points of test accuracy, paired over seeds: the method's mask minus the same "
+        "number of weights in each layer at random places. Near zero, only the densities of the "
+        "layers mattered.",
+        y="lost_by_shuffling",
+        y_title="points lost",
+        percent_x=True,
+        **_X,
+    ),
+    Curves(
+        name="effective",
+        title="Weights that can do something",
+        caption="The fraction of the kept weights that lie on an unbroken path from input to "
+        "output, before training.",
+        y="effective_share",
+        y_title="on a live path",
+        percent_x=True,
+        percent_y=True,
+        **_X,
+    ),
+)
+
+
+def check(fields: Fields) -> None:
+    """Refuses what cannot be run, before anything is.
+
+    Raises:
+        SecateurError: one sentence: what is wrong, what was expected.
+    """
+    from secateur.networks.registry import entry
+    from secateur.prune.methods import METHODS as KNOWN
+
+    _recipe(fields)
+    entry(fields.network)
+    for method in fields.methods:
+        lookup("method", method, KNOWN)
+    if not fields.methods and not fields.ticket:
+        raise SecateurError("methods names at least one method; known: " + ", ".join(KNOWN) + ".")
+    if not fields.levels or min(fields.levels) < 1:
+        raise SecateurError(
+            f"levels lists whole numbers of at least 1, not {fields.levels}: level c keeps 0.8^c."
+        )
+    if fields.validation < 1:
+        raise SecateurError(f"validation is at least 1, not {fields.validation}.")
+
+
+def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
+    """Every cell of the study, each after those it needs.
+
+    Args:
+        data: SHA-256 of the data set.
+    """
+    described = msgspec.to_builtins(fields)
+    for varied in ("levels", "methods", "shuffled", "ticket"):  # they change no cell
+        del described[varied]
+    data, cost = trained.data_address(data), float(fields.steps)
+    made = []
+
+    def cell(seed: int, branch: str, level: int, **needs: Cell) -> Cell:
+        place = {"branch": branch, "level": level}
+        made.append(Cell(name, meaning, described, seed, place, data, needs, cost))
+        return made[-1]
+
+    for seed in seeds:
+        dense = cell(seed, "dense", 0)
+        tickets = [dense]
+        if fields.ticket:
+            for level in range(1, max(fields.levels) + 1):
+                tickets.append(cell(seed, "ticket", level, previous=tickets[-1]))
+        for level in fields.levels:
+            found = {method: cell(seed, method, level) for method in fields.methods}
+            if fields.ticket:
+                found["ticket"] = tickets[level]
+            for method, masked in found.items() if fields.shuffled else ():
+                cell(seed, method + SHUFFLED, level, mask=masked)
+    return made
+
+
+def takes(fields: Fields) -> dict[str, Any]:
+    """What a cell takes: steps, CPU seconds a step, compiled programs, bytes of memory and disk."""
+    seconds = {"lenet-300-100": 1.25e-3, "lenet-5-relu": 25e-3}.get(fields.network, 0.5)
+    return {
+        "steps": fields.steps,
+        "seconds_per_step": seconds * fields.batch / 60,
+        "programs": "1 of training, and 1 a method that scores",
+        "memory": 1.2e9,
+        "disk": 1e5,
+    }
+
+
+def _recipe(fields: Fields) -> Any:
+    from secateur.train.recipes import Recipe
+
+    return Recipe(
+        rate=fields.learning_rate,
+        batch=fields.batch,
+        steps=fields.steps,
+        evaluate_every=fields.evaluate_every,
+    )
+
+
+def _network(fields: Fields, data: Sets) -> Network:
+    from secateur.networks.registry import network
+
+    shape = tuple(data.train.images.shape[1:])
+    return network(fields.network, input_shape=shape, outputs=len(data.classes))
+
+
+def sets(fields: Fields) -> Sets:
+    """The three sets of a run.
+
+    Raises:
+        SecateurError: where the data are not at hand or cannot be cut like this.
+    """
+    return trained.sets(fields.dataset, fields.validation, fields.split)
+
+
+def kept(weights: int, level: int) -> int:
+    """How many weights level ``level`` keeps: 0.8^level of all, to the nearest whole number."""
+    return int(0.8**level * weights + 0.5)
+
+
+def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted, Result]:
+    """Finds one mask and trains it. The lab drives it."""
+    import jax
+    import numpy as np
+
+    from secateur.core import trees
+    from secateur.core.keys import key
+    from secateur.prune import lottery
+    from secateur.prune.examine import examine
+    from secateur.prune.find import find
+    from secateur.prune.magnitude import keep_largest
+    from secateur.train.training import Training
+
+    fields = msgspec.convert(
+        {**cell.fields, "levels": [], "methods": [], "shuffled": True, "ticket": True}, Fields
+    )
+    data = sets(fields)
+    network = _network(fields, data)
+    branch, level, seed = cell.place["branch"], int(cell.place["level"]), cell.seed
+    initial, stats, ones = lottery.begin(network, seed)
+    weights = sum(trees.sizes(ones).values())
+    params, provenance = initial, {}
+
+    if branch == "dense":
+        mask = ones
+    elif branch == "ticket":
+        before = inputs["previous"]
+        outer = ones if level == 1 else trained.unpack_mask(before, ones)
+        last = trained.unpack(before, initial)[1]
+        mask = keep_largest(last, outer, kept(weights, level))
+    elif branch.endswith(SHUFFLED):
+        mask = trained.unpack_mask(inputs["mask"], ones)
+        mask = lottery.shuffle_within_layers(mask, seed, "shuffled", branch, level)
+    else:
+        ticket = find(
+            network,
+            data,
+            branch,
+            0.8**level,
+            seed=key(seed, "find", branch, level),
+            params=initial,
+            stats=stats,
+            progress=False,
+        )
+        mask, params = ticket.mask, ticket.params
+        told = msgspec.to_builtins(ticket.provenance)
+        provenance = {k: told[k] for k in ("title", "source", "options", "scope", "rounds", "bn")}
+    start = jax.tree.map(np.asarray, trees.apply_mask(mask, params))
+    health = examine(network, mask, params=start, stats=stats)
+    fitted = yield Training(
+        network,
+        start,
+        stats,
+        data,
+        _recipe(fields),
+        mask,
+        key(seed, "train"),  # of all methods: the same examples in the same order
+        siblings=10,
+        grain=128,
+    )
+    values = {
+        "branch": branch,
+        "level": level,
+        **trained.told(mask, fitted, data, {"initial": initial, "start": start}),
+        "effective_share": health.effective / max(1, health.kept),
+        "collapsed": health.collapsed,
+    }
+    if branch.endswith(SHUFFLED):
+        method = inputs["mask"].values["last"]["test_accuracy"]
+        values["lost_by_shuffling"] = 100 * (method - fitted.last["test_accuracy"])
+        values["method"] = branch.removesuffix(SHUFFLED)
+    if provenance:
+        values["provenance"] = provenance
+    arrays = trained.pack_mask(mask)
+    if branch in ("dense", "ticket"):
+        arrays |= trained.pack(mask, fitted.params)
+    return Result(
+        values, arrays, {**fitted.checks, **_checks(branch, level, mask, ones, weights, inputs)}
+    )
+
+
+def _checks(
+    branch: str, level: int, mask: Any, ones: Any, weights: int, inputs: Mapping[str, Result]
+) -> dict[str, bool]:
+    """The trust card of a mask."""
+    from secateur.core import trees
+
+    alive = trees.alive(mask)
+    checks = {}
+    if branch == "phew" or branch == "phew" + SHUFFLED:  # whole walks: an end may be over
+        over = sum(alive.values()) - kept(weights, level)
+        checks["count within one walk of what was asked"] = 0 <= over < len(alive)
+    else:
+        checks["exact counts"] = sum(alive.values()) == kept(weights, level)
+    if branch.endswith(SHUFFLED):
+        before = trained.unpack_mask(inputs["mask"], ones)
+        checks["as many weights in each layer as the method's mask"] = trees.alive(before) == alive
+    return checks

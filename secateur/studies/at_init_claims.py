@@ -1,0 +1,154 @@
+"""What the papers claim of tickets found before training, as far as these sizes can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from secateur.lab.verdicts import Claim
+from secateur.studies.lottery_claims import LAST, at, difference
+from secateur.studies.measured import Measured, Row
+
+_FDRC = "Frankle, Dziugaite, Roy & Carbin 2021"
+_SAP = "NTK-SAP, Wang, Li & Sun 2023"
+# Their networks are ResNets and VGG nets on CIFAR-10 and larger: every verdict here is lighter.
+_RESNET = {"network": "resnet-20", "dataset": "cifar10", "steps": 60_000}
+_BASELINES = ("random", "magnitude", "snip", "iterative-snip", "grasp", "synflow")
+_LOW = tuple(0.8**level for level in (6, 10, 14, 18))
+
+
+def _lead(method: str, others: Sequence[str], densities: Sequence[float]) -> Any:
+    """per seed: the smallest lead of a method over the best of the others, over densities."""
+
+    def per_seed(rows: Sequence[Row]) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for density in densities:
+            mine = at(rows, method, density)
+            theirs = [at(rows, other, density) for other in others]
+            for seed, row in mine.items():
+                rivals = [LAST(other[seed]) for other in theirs if seed in other]
+                if len(rivals) == len(others):
+                    lead = LAST(row) - max(rivals)
+                    found[seed] = min(lead, found.get(seed, lead))
+        return found
+
+    return per_seed
+
+
+def _shuffled(
+    method: str, level: int, comparison: str, margin: float, statement: str, source: str, id: str
+) -> Measured:
+    density = 0.8**level
+    measure = (
+        f"test accuracy at the last step, {method} minus its mask shuffled within layers, at "
+        f"{100 * density:.1f} %"
+    )
+    needs = {} if method == "ticket" else _RESNET
+    return Measured(
+        Claim(id, source, statement, measure, comparison, margin, needs, unit="points"),
+        difference(LAST, (method, density), (f"{method} shuffled", density)),
+    )
+
+
+CLAIMS: tuple[Measured, ...] = (
+    *(
+        _shuffled(
+            method,
+            10,
+            "below",
+            0.5,
+            f"Shuffling a {label} mask within its layers does not hurt: only the densities of the "
+            "layers matter.",
+            _FDRC,
+            f"FDRC-{method}",
+        )
+        for method, label in (("snip", "SNIP"), ("synflow", "SynFlow"), ("magnitude", "magnitude"))
+    ),
+    _shuffled(
+        "ticket",
+        14,
+        "above",
+        0.0,
+        "Shuffling a mask that was found by training does hurt.",
+        _FDRC,
+        "FDRC-ticket",
+    ),
+    Measured(
+        Claim(
+            "FDRC-gap",
+            _FDRC,
+            "No method before training finds masks as good as magnitude after training.",
+            "test accuracy at the last step, lottery ticket minus the best method before training, "
+            "smallest over densities of 26 % and less",
+            "above",
+            0.0,
+            _RESNET,
+            unit="points",
+        ),
+        _lead("ticket", (*_BASELINES, "ntk-sap"), _LOW),
+    ),
+    Measured(
+        Claim(
+            "SAP-1",
+            _SAP,
+            "NTK-SAP is best, or tied with the best, of seven methods at every density of 26 % and "
+            "less.",
+            "test accuracy at the last step, NTK-SAP minus the best of the six others, smallest "
+            "over densities; tied means within half a point",
+            "above",
+            -0.5,
+            _RESNET,
+            unit="points",
+        ),
+        _lead("ntk-sap", _BASELINES, _LOW),
+    ),
+    _shuffled(
+        "ntk-sap",
+        14,
+        "below",
+        1.0,
+        "Derived here: with many draws NTK-SAP cannot tell the weights of a dense layer apart, so "
+        "shuffling its mask within layers costs little.",
+        "symmetry of the limit of NTK-SAP",
+        "SAP-13",
+    ),
+    Measured(
+        Claim(
+            "SF-6",
+            "SynFlow, Tanaka et al. 2020",
+            "Without data, SynFlow beats SNIP at extreme densities.",
+            "test accuracy at the last step, SynFlow minus SNIP, at 1.8 %",
+            "above",
+            0.0,
+            {"network": "vgg-16", "dataset": "cifar100"},
+            unit="points",
+        ),
+        difference(LAST, ("synflow", 0.8**18), ("snip", 0.8**18)),
+    ),
+    Measured(
+        Claim(
+            "FORCE-1",
+            "FORCE, de Jorge et al. 2021",
+            "Pruning in rounds (iterative SNIP) beats SNIP at extreme densities.",
+            "test accuracy at the last step, iterative SNIP minus SNIP, at 1.8 %",
+            "above",
+            0.0,
+            _RESNET,
+            unit="points",
+        ),
+        difference(LAST, ("iterative-snip", 0.8**18), ("snip", 0.8**18)),
+    ),
+    Measured(
+        Claim(
+            "PHEW-1",
+            "PHEW, Patil & Dovrolis 2021",
+            "Wider layers at a similar path-kernel trace: PHEW beats SynFlow-L2.",
+            "test accuracy at the last step, PHEW minus SynFlow-L2, at 4.4 %",
+            "above",
+            0.0,
+            _RESNET,
+            unit="points",
+        ),
+        difference(LAST, ("phew", 0.8**14), ("synflow-l2", 0.8**14)),
+    ),
+)
