@@ -29,6 +29,7 @@ from secateur.prune.problem import Problem
 from secateur.prune.schedules import counts, densities
 from secateur.prune.scopes import Given, NofM, Scope, scope
 from secateur.prune.ticket import Provenance, Ticket, ticket, versions
+from secateur.structure.canonical import canonical
 from secateur.train.losses import LOSSES, Loss
 
 DENSITY = 0.1  # where neither the caller nor the scope nor the schedule says
@@ -93,8 +94,10 @@ def declared_order(network: Network, prunable: Mask) -> tuple[str, ...]:
     return tuple(sorted(wanted, key=lambda name: places.get(name, len(found))))
 
 
-@partial(jax.jit, static_argnames=("criterion", "scope", "order", "ties", "revival"))
-def run_rounds(
+_STATIC = ("criterion", "scope", "order", "ties", "revival")
+
+
+def _rounds(
     criterion: Criterion,
     scope: Scope,
     order: tuple[str, ...],
@@ -109,7 +112,7 @@ def run_rounds(
     start: jax.Array,
     stop: jax.Array,
 ) -> Carry:
-    """Rounds ``start`` to ``stop`` of a criterion: score, rank, cut. Everything unnamed is data.
+    """Rounds ``start`` to ``stop`` of a criterion: score, rank, cut.
 
     A round's key depends on its number alone, so where the rounds are divided makes no difference.
 
@@ -148,36 +151,35 @@ def run_rounds(
     return jax.lax.fori_loop(start, stop, round_, carry)
 
 
-def _lanes() -> Any:
-    """`run_rounds` with a leading lane axis on weights, statistics, state and key."""
-
-    def lanes(
-        criterion: Criterion,
-        scope: Scope,
-        order: tuple[str, ...],
-        ties: str,
-        revival: bool,
-        problem: Problem,
-        stats: Stats,
-        params: Params,
-        carry: Carry,
-        counts: jax.Array,
-        key: Key,
-        start: jax.Array,
-        stop: jax.Array,
-    ) -> Carry:
-        def one(stats: Stats, params: Params, carry: Carry, key: Key) -> Carry:
-            return run_rounds(
-                criterion, scope, order, ties, revival,
-                problem, stats, params, carry, counts, key, start, stop,
-            )  # fmt: skip
-
-        return jax.vmap(one)(stats, params, carry, key)
-
-    return jax.jit(lanes, static_argnames=("criterion", "scope", "order", "ties", "revival"))
+@partial(jax.jit, static_argnames=_STATIC)
+def run_rounds(
+    criterion: Criterion,
+    scope: Scope,
+    order: tuple[str, ...],
+    ties: str,
+    revival: bool,
+    problem: Problem,
+    *data: Any,
+) -> Carry:
+    """`_rounds` as one compiled program; everything but what is named first is data."""
+    run = partial(_rounds, criterion, scope, order, ties, revival)
+    return canonical(run)(problem, *data)
 
 
-run_lanes = _lanes()
+@partial(jax.jit, static_argnames=_STATIC)
+def run_lanes(
+    criterion: Criterion,
+    scope: Scope,
+    order: tuple[str, ...],
+    ties: str,
+    revival: bool,
+    problem: Problem,
+    *data: Any,
+) -> Carry:
+    """`run_rounds` with a leading lane axis on statistics, weights, state and key."""
+    run = partial(_rounds, criterion, scope, order, ties, revival)
+    lanes = jax.vmap(run, in_axes=(None, 0, 0, 0, None, 0, None, None))
+    return canonical(lanes)(problem, *data)
 
 
 def _begin(mask: Mask, layers: int) -> Carry:

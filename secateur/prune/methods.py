@@ -52,7 +52,7 @@ METHODS: dict[str, Row] = {
     "iterative-snip": Row("criteria.force:IterativeSnip"),
     "force": Row("criteria.force:Force"),
     "grasp": Row("criteria.grasp:Grasp"),
-    "grasp-abs": Row("criteria.grasp:Grasp", {"absolute": True}),
+    "grasp-abs": Row("criteria.grasp:Grasp", {"rank": "absolute"}),
     "synflow": Row("criteria.synflow:SynFlow"),
     "synflow-l2": Row("criteria.synflow:SynFlowL2"),
     "synflow-dist": Row("criteria.synflow:SynFlowDist"),
@@ -61,7 +61,7 @@ METHODS: dict[str, Row] = {
     "phew": Row("criteria.phew:Phew"),
     "ntk-sap": Row("criteria.ntk_sap:NtkSap"),
     "ntk-sap-limit": Row("criteria.ntk_sap:NtkSap", {"estimator": "limit"}),
-    "ntt": Row("transfer:Ntt"),
+    "ntt": Row("transfer:NeuralTangentTransfer"),
 }
 
 

@@ -12,17 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from secateur.core.network import Network
+from secateur.prune.gradients import linear_logit
 from secateur.prune.methods import METHODS, load
 from secateur.train.losses import Loss
-
-
-def linear_logit(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-f_y, the logit itself: what ``nll_loss`` of raw logits is. (n, classes), (n,) -> (n,)."""
-    return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class Parity:
         source: repository and file.
         count, ties, revival, schedule: as in `find`.
         loss: name of the loss of its scores.
-        per_class: examples for each class, drawn at random and not balanced.
+        per_class: examples times the number of classes, drawn at random and not balanced.
         options: of any method that has them.
         by_class: options by the class of the criterion.
     """
@@ -59,7 +52,7 @@ class Parity:
         known = {f.name for f in dataclasses.fields(kind)}
         found = dict(self.options)
         if self.per_class is not None:
-            found["examples"] = self.per_class * network.outputs
+            found |= {"examples": self.per_class * network.outputs, "per_class": None}
         found.update(self.by_class.get(kind.__name__, {}))
         fixed = METHODS[name].options
         return {k: v for k, v in found.items() if k in known and k not in fixed}
@@ -78,14 +71,18 @@ PARITIES: dict[str, Parity] = {
         revival=True,  # the line that would keep pruned weights away is commented out
         per_class=10,
         options={"bn": "init"},
+        by_class={"SynFlow": {"pooling": "as_is", "keep_bias": True, "scale_free": False}},
     ),
     "ntk-sap": Parity(
         "YiteWang/NTK-SAP, Pruners/pruners.py and prune.py",
         count="synaptic-flow",
         ties="threshold-drop",
-        revival=True,
         per_class=10,
-        options={"bn": "batch"},
+        options={"bn": "batch"},  # its README asks for training mode
+        by_class={
+            "SynFlow": {"pooling": "as_is", "keep_bias": True, "scale_free": False},
+            "NtkSap": {"bn": "frozen-batch"},
+        },
     ),
     "snip-public": Parity(
         "namhoonlee/snip-public, snip/prune.py",
@@ -117,6 +114,7 @@ PARITIES: dict[str, Parity] = {
         count="phew",
         ties="threshold-drop",
         options={"bn": "batch"},
+        by_class={"SynFlowL2": {"score_as": "magnitude"}, "Grasp": {"flow": "all"}},
     ),
     "shrinkbench": Parity(
         "JJGO/shrinkbench, strategies/utils.py",

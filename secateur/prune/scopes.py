@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ import numpy as np
 from secateur.core.errors import SecateurError, lookup
 from secateur.core.keys import Key
 from secateur.core.trees import alive as counts_alive
+from secateur.core.trees import sizes
 from secateur.prune.schedules import nearest
 from secateur.prune.select import top, top_of
 
@@ -73,7 +74,7 @@ class Scope:
     source: ClassVar[str] = ""
     exact: ClassVar[bool] = True  # keeps exactly the total asked for
 
-    keep_at_least: int = 0
+    keep_at_least: int = field(default=0, kw_only=True)
 
     def quotas(self, shapes: Shapes, keep: int, density: float | None = None) -> list[int]:
         """How many weights each group keeps, ``keep`` in all where the scope is exact.
@@ -365,10 +366,9 @@ class Given(Scope):
     @classmethod
     def from_mask(cls, mask: Any, keep_at_least: int = 0) -> Given:
         """The densities of the layers of a mask; their counts are met exactly."""
-        from secateur.core.trees import sizes
-
         of = sizes(mask)
-        return cls(keep_at_least, tuple((k, n / of[k]) for k, n in counts_alive(mask).items()))
+        kept = counts_alive(mask).items()
+        return cls(tuple((k, n / of[k]) for k, n in kept), keep_at_least=keep_at_least)
 
     def final(self, shapes: Shapes) -> list[int]:
         """What each layer keeps in the end.
@@ -498,8 +498,6 @@ def scope(which: str | Scope, keep_at_least: int | None = None) -> Scope:
     Raises:
         SecateurError: for an unknown name, or a ``keep_at_least`` below 0.
     """
-    from dataclasses import replace
-
     found = lookup("scope", which, SCOPES)() if isinstance(which, str) else which
     if keep_at_least is None:
         return found

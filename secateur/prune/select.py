@@ -1,21 +1,23 @@
 """The K highest scores, exactly, inside a compiled program, without sorting.
 
-A float has an integer image with the same order. The K-th largest image is found bit by bit: does a
-threshold with this bit set still leave at least K at or above it? That is a compare-and-count over
-the scores for each bit, at most 32 for float32, ended as soon as exactly K are left. K is data of
-the program, so one program serves every round and every density.
+A float has an integer image with the same order. A threshold that leaves K is searched between two
+integers: each step compares all scores with a number between them and counts. A sample says where
+to begin, so that half a dozen passes over the scores do. K is data of the program, so one program
+serves every round and every density.
 """
 
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from secateur.core.errors import lookup
 from secateur.core.keys import Key
+
+SAMPLE = 2048  # of more than four times as many scores
 
 TIES = {
     "index": "of equal scores the first in the order of layers and places are kept",
@@ -42,31 +44,83 @@ def _count(found: jax.Array) -> jax.Array:
     return jnp.sum(found, dtype=jnp.int32)
 
 
-def threshold(images: jax.Array, keep: jax.Array) -> jax.Array:
-    """A t with exactly ``keep`` of ``images`` at or above it; where ties forbid that, the largest
-    t that leaves more.
+class _Bracket(NamedTuple):
+    """``low`` leaves at least K, ``high`` at most K; beside them how many they leave."""
+
+    low: jax.Array
+    high: jax.Array
+    at_low: jax.Array
+    at_high: jax.Array
+
+
+def _narrowed(images: jax.Array, keep: jax.Array, start: _Bracket) -> _Bracket:
+    """The bracket when one end leaves exactly ``keep``, or when nothing lies between its ends.
+
+    Two steps of three interpolate, as if scores lay evenly between the ends, which they nearly do
+    once the ends are near; the third halves, so that none takes more than 3 passes a bit.
+    """
+
+    def going(state: tuple[_Bracket, jax.Array]) -> jax.Array:
+        b, _ = state
+        return (b.at_low != keep) & (b.at_high != keep) & (b.high - b.low > 1)
+
+    def step(state: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
+        b, i = state
+        span = b.high - b.low
+        part = (b.at_low - keep).astype(jnp.float32) / (b.at_low - b.at_high).astype(jnp.float32)
+        guess = jnp.where(
+            i % 3 == 2, span // 2, (span.astype(jnp.float32) * part).astype(span.dtype)
+        )
+        middle = b.low + jnp.clip(guess, 1, span - 1)
+        found = _count(images >= middle)
+        up = found >= keep
+        return _Bracket(
+            jnp.where(up, middle, b.low),
+            jnp.where(up, b.high, middle),
+            jnp.where(up, found, b.at_low),
+            jnp.where(up, b.at_high, found),
+        ), i + 1
+
+    return jax.lax.while_loop(going, step, (start, jnp.int32(0)))[0]
+
+
+def _end(b: _Bracket, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+    exact = b.at_high == keep
+    return jnp.where(exact, b.high, b.low), jnp.where(exact, b.at_high, b.at_low)
+
+
+def threshold(images: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A t with exactly ``keep`` of ``images`` at or above it, and that number; where ties forbid
+    it, the largest t that leaves more, and how many it leaves.
 
     Args:
-        images: unsigned (n,). keep: int32 (), at most n.
+        images: unsigned (n,), below the largest integer. keep: int32 (), at most n.
     """
-    bits = images.dtype.itemsize * 8
-    one = jnp.asarray(1, images.dtype)
+    n, largest = images.size, ~jnp.zeros((), images.dtype)
+    start = _Bracket(jnp.zeros((), images.dtype), largest, jnp.int32(n), jnp.int32(0))
+    if n > 4 * SAMPLE:
+        # The same question about a few of them says about where to look. The guess is checked, so
+        # it costs two passes where it misleads.
+        some = images[:: n // SAMPLE]
+        m = some.size
+        rank = keep.astype(jnp.float32) * (m / n)
+        margin = 3 * jnp.sqrt(rank) + 2
 
-    def going(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        bit, _, found = state
-        return (bit >= 0) & (found != keep)
+        def guess(wanted: jax.Array) -> jax.Array:
+            wanted = jnp.clip(wanted, 0, m).astype(jnp.int32)
+            empty = _Bracket(start.low, start.high, jnp.int32(m), start.at_high)
+            return _end(_narrowed(some, wanted, empty), wanted)[0]
 
-    def step(
-        state: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        bit, t, found = state
-        candidate = t | (one << bit.astype(images.dtype))
-        above = _count(images >= candidate)
-        taken = above >= keep
-        return bit - 1, jnp.where(taken, candidate, t), jnp.where(taken, above, found)
-
-    start = (jnp.asarray(bits - 1, jnp.int32), jnp.zeros((), images.dtype), jnp.int32(images.size))
-    return jax.lax.while_loop(going, step, start)[1]
+        low, high = guess(rank + margin), guess(rank - margin)
+        high = jnp.where(high == largest, high, high + 1)  # a tie at the border lies between
+        at_low, at_high = _count(images >= low), _count(images >= high)
+        start = _Bracket(
+            jnp.where(at_low >= keep, low, start.low),
+            jnp.where(at_high <= keep, high, start.high),
+            jnp.where(at_low >= keep, at_low, start.at_low),
+            jnp.where(at_high <= keep, at_high, start.at_high),
+        )
+    return _end(_narrowed(images, keep, start), keep)
 
 
 def _first(candidates: jax.Array, need: jax.Array) -> jax.Array:
@@ -112,8 +166,8 @@ def top(
         scores: float (n,), any width; not NaN where alive. Other places are ignored.
         alive: bool (n,): who competes.
         keep: how many stay; all that are alive where it is more than these.
-        ties: a name in `TIES`. Random ties are ranked by 32 random bits and then by position, so
-            that of n equal ones a pair is unfairly ordered with probability below n / 2**32.
+        ties: a name in `TIES`. Random ties are ranked by 31 random bits and then by position, so
+            that of n equal ones a pair is unfairly ordered with probability below n / 2**31.
         key: for random ties.
 
     Returns:
@@ -128,26 +182,25 @@ def top(
     keep = jnp.asarray(keep, jnp.int32)
     keep = jnp.minimum(keep, _count(alive))
     images = jnp.where(alive, image(scores), 0)  # below the image of every float but NaN
-    t = threshold(images, keep)
-    above, equal = images > t, (images == t) & alive
-    need = keep - _count(above)
+    t, found = threshold(images, keep)
     if ties == "threshold-keep":
-        return above | (equal & (need > 0))
+        return (images >= t) & alive
     if ties == "threshold-drop":
-        return above | (equal & (need == _count(equal)))
-    if ties == "random":
-        if key is None:
-            raise TypeError("random ties need a key")
+        return jnp.where(found == keep, images >= t, images > t) & alive
+    if ties == "random" and key is None:
+        raise TypeError("random ties need a key")
 
-        def drawn() -> jax.Array:
-            bits = jnp.where(equal, jax.random.bits(key, images.shape, jnp.uint32), 0)
-            u = threshold(bits, need)
-            over = bits > u
-            return over | _first(equal & (bits == u), need - _count(over))
+    def tied() -> jax.Array:
+        above, equal = images > t, (images == t) & alive
+        need = keep - _count(above)
+        if ties == "random":
+            bits = jnp.where(equal, jax.random.bits(key, images.shape, jnp.uint32) >> 1, 0)
+            u, _ = threshold(bits, need)
+            over = equal & (bits > u)
+            return above | over | _first(equal & (bits == u), need - _count(over))
+        return above | _first(equal, need)
 
-        chosen = jax.lax.cond(need == _count(equal), lambda: equal, drawn)
-        return above | chosen
-    return above | _first(equal, need)
+    return jax.lax.cond(found == keep, lambda: images >= t, tied)
 
 
 def top_of(
