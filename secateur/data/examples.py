@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from secateur.data.stored import Stored
+
+Images = np.ndarray | Stored
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -16,19 +20,22 @@ class Examples:
 
     Attributes:
         images: uint8 ``(n, height, width, channels)`` as published, 0 to 255; of a user's own
-            arrays also floats of any shape ``(n, ...)``, taken as they are.
+            arrays also floats of any shape ``(n, ...)``, taken as they are. Of a decoded folder a
+            `Stored`, which reads them from a file when it is indexed.
         labels: int32 ``(n,)``.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> Examples:
-        """The examples at ``rows``, in that order, as a copy."""
-        return Examples(self.images[rows], self.labels[rows])
+        """The examples at ``rows``, in that order, as a copy; of stored images, still stored."""
+        stored = isinstance(self.images, Stored)
+        images = self.images.view(rows) if stored else self.images[rows]
+        return Examples(images, self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def hash_examples(parts: Mapping[str, Examples]) -> str:
     digest = hashlib.sha256()
     for name, part in parts.items():
         for kind, array in (("images", part.images), ("labels", part.labels)):
-            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            little = np.ascontiguousarray(np.asarray(array), array.dtype.newbyteorder("<"))
             digest.update(f"{name}/{kind}:{little.dtype.str}:{little.shape};".encode())
             digest.update(little.data)
     return digest.hexdigest()

@@ -13,15 +13,35 @@ from typing import Any
 import numpy as np
 
 from secateur.core.errors import SecateurError, lookup
-from secateur.data import files
+from secateur.data import decode, files
 from secateur.data.examples import Dataset, Examples
 from secateur.data.fetch import Download, Unreachable, fetch
 from secateur.data.files import Raw
+from secateur.data.folder import Archive, Directory, Source
+from secateur.data.normalisation import normalised
 
 Parts = tuple[Examples, Examples]  # train, test
+Raws = Mapping[str, Raw]
 
 INSIDE = "inside the package"
+TERMS = "https://image-net.org/download.php"
 _PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set that is a folder of images, decoded once (`secateur.data.decode`).
+
+    Attributes:
+        rule: what is stored of an image.
+        train, test: how many images there must be.
+        own: whether mean and std are those of the images as stored; else the row's.
+    """
+
+    rule: decode.Rule
+    train: int
+    test: int
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -31,12 +51,16 @@ class Entry:
     Attributes:
         files: name -> SHA-256 of the published files, uncompressed. Packed files are checked after
             unpacking, so that every packing of the same content is the same data.
-        read: interprets the verified files.
-        downloads: what the publisher offers; empty for data inside the package.
+        read: interprets the verified files; None for a folder of images.
+        downloads: what the publisher offers; empty for data inside the package, and where the
+            publisher gives it to people and not to programs.
         folders: where the files may be under a data directory, the first for downloads;
             ``MNIST/raw`` and the like are where torchvision puts them.
         inside: the folder of the archive that holds the files, where they come in one.
         mean, std: of each channel of the training part, on the [0, 1] scale.
+        images: how a folder of images is read; None for files with a format of their own.
+        classes, shape: of a folder of images, the classes' numbers (their names are read with
+            them), and the shape as stored.
     """
 
     name: str
@@ -48,19 +72,28 @@ class Entry:
     std: tuple[float, ...]
     shape: tuple[int, int, int]
     files: Mapping[str, str]
-    read: Callable[[Mapping[str, Raw]], Parts]
+    read: Callable[[Raws], Parts] | None = None
     downloads: tuple[Download, ...] = ()
     folders: tuple[str, ...] = ()
     inside: str = ""
+    images: Images | None = None
 
     @property
     def sha256(self) -> str:
-        """The identity of the data, known without reading them: over the name and all hashes."""
+        """The identity of the data, known without reading them: over the name and all hashes.
+
+        Of a folder of images it is the identity of what should be read: name, rule and counts. What
+        was read is in `Dataset.sha256`.
+        """
         lines = [self.name, *(f"{name} {sha256}" for name, sha256 in self.files.items())]
+        if self.images is not None:
+            lines.append(f"{self.images.rule} {self.images.train} {self.images.test}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def load(name: str, data_dir: str | None = None, download: bool = True) -> Dataset:
+def load(
+    name: str, data_dir: str | None = None, download: bool = True, normalisation: str = "own"
+) -> Dataset:
     """A data set by name, found or downloaded, verified and read.
 
     Looked for in the directories of ``data_dir`` (several as in PATH), else of the environment
@@ -70,9 +103,13 @@ def load(name: str, data_dir: str | None = None, download: bool = True) -> Datas
     Args:
         name: a key of `DATASETS`.
         download: whether files that are nowhere may be downloaded.
+        normalisation: whose mean and std (`secateur.data.normalisation`): ``"own"``, or the name of
+            a published code such as ``"synflow"`` or ``"grasp"``.
 
     Returns:
-        The data; images uint8 ``(n, height, width, channels)``, not writeable.
+        The data; images uint8 ``(n, height, width, channels)``, not writeable. Those of a folder of
+        images (tiny-imagenet, imagenet) are decoded once, into the first directory of ``data_dir``,
+        else the per-user cache, and read from there as they are needed.
 
     Raises:
         SecateurError: the name is unknown, the files are neither here nor to be had, or a file is
@@ -86,8 +123,10 @@ def load(name: str, data_dir: str | None = None, download: bool = True) -> Datas
         raise SecateurError(
             f"{_absent(entry, data_dir)}, and downloading is off; {_remedy(entry)}."
         )
+    if entry.images is not None:
+        return normalised(_decoded(entry, place, data_dir), normalisation)
     stamp = tuple((p.stat().st_size, p.stat().st_mtime_ns) for p in place.values())
-    return _read(entry.name, entry.sha256, tuple(place.items()), stamp)
+    return normalised(_read(entry.name, entry.sha256, tuple(place.items()), stamp), normalisation)
 
 
 def describe(data_dir: str | None = None) -> list[dict[str, Any]]:
@@ -137,7 +176,7 @@ def cache() -> Path:
 
 def find(entry: Entry, data_dir: str | None = None) -> Place | None:
     """Where the files of ``entry`` are: the first directory that holds them all, or None."""
-    if not entry.downloads:
+    if not entry.downloads and entry.images is None:
         return {name: _PACKAGE / entry.name / f"{name}.gz" for name in entry.files}
     for directory in directories(data_dir):
         for folder in entry.folders:
@@ -148,13 +187,20 @@ def find(entry: Entry, data_dir: str | None = None) -> Place | None:
 
 def _held(entry: Entry, folder: Path) -> Place | None:
     """Where in ``folder`` all files of ``entry`` are, unpacked before packed; None if one lacks."""
+    if entry.images is not None:
+        named = [folder] if folder.name in entry.folders else []  # not whatever holds a train/
+        for root in (folder / entry.inside, *named):
+            if (root / "train").is_dir():
+                return {"": root}
+        packed = [folder / d.name for d in entry.downloads if (folder / d.name).is_file()]
+        return {"": packed[0]} if packed else None
     if entry.inside:
         unpacked = {name: folder / entry.inside / name for name in entry.files}
         if all(path.is_file() for path in unpacked.values()):
             return unpacked
         archive = folder / entry.downloads[0].name
         return dict.fromkeys(entry.files, archive) if archive.is_file() else None
-    place = {}
+    place: Place = {}
     for name in entry.files:
         forms = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
         if not forms:
@@ -164,12 +210,15 @@ def _held(entry: Entry, folder: Path) -> Place | None:
 
 
 def _source(entry: Entry, place: Place) -> str:
+    if entry.images is not None:
+        return str(place[""])
     return str(next(iter(place.values())).parent) if entry.downloads else INSIDE
 
 
 def _download(entry: Entry, data_dir: str | None) -> Place:
-    base = directories(data_dir)[0] if data_dir else cache()
-    folder = base / entry.folders[0]
+    if not entry.downloads:
+        raise SecateurError(f"{_absent(entry, data_dir)}; {_remedy(entry)}.")
+    folder = _base(data_dir) / entry.folders[0]
     for wanted in entry.downloads:
         if (folder / wanted.name.removesuffix(".gz")).is_file():
             continue  # a file of the set that is there unpacked
@@ -186,12 +235,24 @@ def _download(entry: Entry, data_dir: str | None) -> Place:
     return place
 
 
+def _base(data_dir: str | None) -> Path:
+    """Where something new is put: the first directory that was named, else the per-user cache."""
+    return directories(data_dir)[0] if data_dir else cache()
+
+
 def _absent(entry: Entry, data_dir: str | None) -> str:
     looked = ", ".join(str(directory) for directory in directories(data_dir))
     return f"the files of {entry.title} ({entry.name}) are not in {looked}"
 
 
 def _remedy(entry: Entry, folder: Path | None = None) -> str:
+    """What to do about a data set that is not here."""
+    if not entry.downloads:
+        return (
+            f"its publisher gives it to registered people alone ({TERMS}): unpack it so that a "
+            f"directory holds {entry.folders[0]}/train/CLASS/*.JPEG and {entry.folders[0]}/val/"
+            f"CLASS/*.JPEG, and name that directory with --data-dir or SECATEUR_DATA"
+        )
     names = ", ".join(d.name for d in entry.downloads)
     mirror = entry.downloads[0].mirrors[0]
     where = folder or f"a folder {entry.folders[0]}"
@@ -199,6 +260,56 @@ def _remedy(entry: Entry, folder: Path | None = None) -> str:
         f"put {names} from {mirror} into {where}, or name the directory that holds "
         f"{entry.folders[0]}/ with --data-dir or SECATEUR_DATA"
     )
+
+
+# --- folders of images ----------------------------------------------------------------------------
+
+
+def _decoded(entry: Entry, place: Place, data_dir: str | None) -> Dataset:
+    assert entry.images is not None
+    where, wanted = place[""], entry.images
+    stamp = where.stat().st_mtime_ns
+    source = _opened(
+        where, entry.inside, entry.downloads[0].sha256 if entry.downloads else "", stamp
+    )
+    held = decode.decoded(
+        source, wanted.rule, directories(data_dir), _base(data_dir), entry.name, test="val"
+    )
+    found = (len(held.classes), len(held.train), len(held.test))
+    if found != (len(entry.classes), wanted.train, wanted.test):
+        raise SecateurError(
+            f"{where} holds {found[1]:,} training and {found[2]:,} test images of {found[0]:,} "
+            f"classes, where {entry.title} has {wanted.train:,} and {wanted.test:,} of "
+            f"{len(entry.classes):,}; unpack the publisher's archive again."
+        )
+    return Dataset(
+        name=entry.name,
+        train=held.train,
+        test=held.test,
+        classes=held.classes,
+        mean=held.mean if wanted.own else entry.mean,
+        std=held.std if wanted.own else entry.std,
+        sha256=held.sha256,
+        source=_source(entry, place),
+        citation=entry.citation,
+        licence=entry.licence,
+        title=entry.title,
+    )
+
+
+@lru_cache(maxsize=2)
+def _opened(where: Path, inside: str, sha256: str, stamp: int) -> Source:
+    """A directory, or the publisher's archive once its hash is right."""
+    if where.is_dir():
+        return Directory(where)
+    with where.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise SecateurError(
+            f"{where} is not the publisher's archive: its SHA-256 is {found[:16]}..., expected "
+            f"{sha256[:16]}...; delete it and get it again."
+        )
+    return Archive(where, inside)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -211,8 +322,10 @@ def _read(
     name: str, sha256: str, place: tuple[tuple[str, Path], ...], stamp: tuple[tuple[int, int], ...]
 ) -> Dataset:
     entry = DATASETS[name]
+    assert entry.read is not None
     train, test = entry.read(_verified(entry, dict(place)))
     for part in (train, test):
+        assert isinstance(part.images, np.ndarray)
         part.images.flags.writeable = False
         part.labels.flags.writeable = False
     return Dataset(
@@ -531,6 +644,44 @@ DATASETS: dict[str, Entry] = {
                 ),
             ),
             folders=("svhn", "."),
+        ),
+        Entry(
+            name="tiny-imagenet",
+            title="Tiny-ImageNet, its published validation images as the test set",
+            licence="ImageNet's terms: non-commercial research and education",
+            citation="Y. Le, X. Yang. Tiny ImageNet visual recognition challenge. CS 231N report, "
+            "Stanford University, 2015",
+            classes=tuple(map(str, range(200))),
+            # As GraSP has them; what is used is computed when the images are decoded.
+            mean=(0.48025, 0.44807, 0.39755),
+            std=(0.27699, 0.26906, 0.28208),
+            shape=(64, 64, 3),
+            files={},
+            downloads=(
+                Download(
+                    "tiny-imagenet-200.zip",
+                    248_100_043,
+                    "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+                    ("http://cs231n.stanford.edu/",),
+                ),
+            ),
+            folders=("tiny-imagenet", "."),
+            inside="tiny-imagenet-200",
+            images=Images(decode.Rule(64, 64), train=100_000, test=10_000, own=True),
+        ),
+        Entry(
+            name="imagenet",
+            title="ImageNet (ILSVRC 2012), its published validation images as the test set",
+            licence="ImageNet's terms: non-commercial research and education",
+            citation="O. Russakovsky et al. ImageNet large scale visual recognition challenge. "
+            "International Journal of Computer Vision 115, 2015",
+            classes=tuple(map(str, range(1000))),
+            mean=(0.485, 0.456, 0.406),  # of the published images; all codes use these
+            std=(0.229, 0.224, 0.225),
+            shape=(256, 256, 3),  # 257 GB; a network takes the central, or a random, 224 x 224
+            files={},
+            folders=("imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC"),
+            images=Images(decode.Rule(256, 256), train=1_281_167, test=50_000, own=False),
         ),
     )
 }

@@ -92,7 +92,7 @@ def from_arrays(
             f"{len(classes) - 1}); name all classes or correct the labels."
         )
     channels = train.images.shape[-1] if train.images.ndim == 4 else 1
-    own_mean, own_std = _moments(train.images, channels)
+    own_mean, own_std = _moments(np.asarray(train.images), channels)
     return Sets(
         name=name,
         train=train,

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from published import random_examples
 
-from secateur.data.augment import flip, normalise, pad_crop, pad_crop_flip
+from secateur.data.augment import (
+    AUGMENTATIONS,
+    centre_crop,
+    crop_boxes,
+    fitted,
+    flip,
+    normalise,
+    pad_crop,
+    pad_crop_flip,
+    random_resized_crop,
+    resize,
+    resize_boxes,
+)
 
 IMAGES = random_examples(64, (6, 5, 3), 0).images
 
@@ -124,3 +138,138 @@ def test_normalised_training_images_have_mean_0_and_deviation_1() -> None:
     found = np.asarray(normalise(jnp.asarray(data.train.images), data.mean, data.std))
     assert abs(found.mean()) < 1e-4
     assert abs(found.std() - 1) < 1e-4
+
+
+# --- rectangles and sizes, against Pillow and torchvision's definition ----------------------------
+
+
+def photographs(n: int, height: int, width: int) -> np.ndarray:
+    """Smooth pictures with noise, as photographs are: uint8 (n, height, width, 3)."""
+    pictures = pytest.importorskip("pictures")
+    return np.stack([np.asarray(pictures.picture(k, width, height)) for k in range(n)])
+
+
+def by_pillow(image: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    from PIL import Image
+
+    top, left, h, w = map(int, box)
+    cut = Image.fromarray(image).crop((left, top, left + w, top + h))
+    return np.asarray(cut.resize((width, height), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 15), (64, 64), (5, 7)])
+def test_rectangles_are_resized_as_pillow_does(height: int, width: int) -> None:
+    """Growing and shrinking; Pillow sums in fixed point, so halves may round the other way."""
+    images = photographs(12, 30, 40)
+    rng = np.random.default_rng(0)
+    h, w = rng.integers(1, 31, 12), rng.integers(1, 41, 12)
+    boxes = np.stack([rng.integers(0, 31 - h), rng.integers(0, 41 - w), h, w], axis=1)
+    found = resize_boxes(jnp.asarray(images), jnp.asarray(boxes), height, width)
+    assert found.dtype == jnp.uint8
+    expected = np.stack([by_pillow(i, b, height, width) for i, b in zip(images, boxes)])
+    apart = np.abs(np.asarray(found, int) - expected)
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 0.04
+
+
+def test_resize_is_pillows_and_nothing_at_the_same_size() -> None:
+    images = photographs(4, 30, 40)
+    whole = np.tile([0, 0, 30, 40], (4, 1))
+    expected = np.stack([by_pillow(i, b, 18, 23) for i, b in zip(images, whole)])
+    assert np.abs(np.asarray(resize(jnp.asarray(images), 18, 23), int) - expected).max() <= 1
+    np.testing.assert_array_equal(resize(jnp.asarray(images), 30, 40), images)
+
+
+@pytest.mark.parametrize(("size", "cut"), [((256, 256), 224), ((9, 7), 4), ((10, 7), 7)])
+def test_centre_crop_is_torchvisions(size: tuple[int, int], cut: int) -> None:
+    image = np.arange(size[0] * size[1], dtype=np.uint32).astype(np.uint8).reshape(1, *size, 1)
+    top, left = round((size[0] - cut) / 2.0), round((size[1] - cut) / 2.0)
+    found = centre_crop(jnp.asarray(image), cut, cut)
+    np.testing.assert_array_equal(found, image[:, top : top + cut, left : left + cut])
+
+
+def torchvision_box(draws: Any, height: int, width: int, scale: Any, ratio: Any) -> tuple[int, ...]:
+    """RandomResizedCrop.get_params with the numbers it would have drawn; None for the place."""
+    import math
+
+    for share, log in draws:
+        target, aspect = share * height * width, math.exp(log)
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return h, w
+    if width / height < min(ratio):
+        return round(width / min(ratio)), width
+    if width / height > max(ratio):
+        return height, round(height * max(ratio))
+    return height, width
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "ratio"),
+    [
+        (64, 64, (0.1, 1.0), (0.8, 1.25)),
+        (256, 256, (0.08, 1.0), (3 / 4, 4 / 3)),
+        (20, 90, (0.9, 1.0), (3 / 4, 4 / 3)),  # nothing fits: the fallback
+        (90, 20, (0.9, 1.0), (3 / 4, 4 / 3)),
+        (30, 40, (0.5, 1.0), (1.0, 2.0)),
+    ],
+)
+def test_boxes_are_drawn_as_torchvision_draws_them(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
+    n, key = 2000, jax.random.key(4)
+    boxes = np.asarray(crop_boxes(key, n, height, width, scale, ratio))
+    area, shape, _ = jax.random.split(key, 3)
+    share = jax.random.uniform(area, (n, 10), jnp.float32, *scale)
+    log = jax.random.uniform(shape, (n, 10), jnp.float32, *map(float, np.log(ratio)))
+    draws = np.stack([share, log], axis=2)
+    expected = np.array([torchvision_box(d, height, width, scale, ratio) for d in draws])
+    assert (boxes[:, 2:] != expected).mean() < 0.002, "float32 may round a half the other way"
+    room = np.array([height, width]) - boxes[:, 2:]
+    assert np.all(boxes[:, :2] >= 0)
+    assert np.all(boxes[:, :2] <= room)
+    fallen = room.sum(1) == 0
+    if height == width:
+        shares = boxes[:, 2] * boxes[:, 3] / (height * width)
+        assert scale[0] * 0.95 < shares.min() < scale[0] * 1.3
+        assert shares.max() > 0.9
+        # Places are uniform over all that are possible: mean 1/2, deviation 1 / sqrt(12).
+        places = ((boxes[:, :2] + 0.5) / (room + 1))[~fallen]
+        assert np.abs(places.mean(0) - 0.5).max() < 5 / np.sqrt(12 * len(places))
+        assert abs(np.log(boxes[:, 3] / boxes[:, 2]).mean()) < 0.02
+    else:
+        assert len(np.unique(boxes[:, 2:], axis=0)) >= 1
+
+
+def test_a_random_crop_is_its_box_resized_and_keys_decide() -> None:
+    images = jnp.asarray(photographs(6, 32, 32))
+    found = random_resized_crop(images, jax.random.key(1), 16, 16, (0.1, 1.0), (0.8, 1.25))
+    boxes = crop_boxes(jax.random.key(1), 6, 32, 32, (0.1, 1.0), (0.8, 1.25))
+    expected = np.stack([by_pillow(np.asarray(i), b, 16, 16) for i, b in zip(images, boxes)])
+    assert np.abs(np.asarray(found, int) - expected).max() <= 1
+    assert len(np.unique(boxes, axis=0)) == 6, "each image its own box"
+    other = random_resized_crop(images, jax.random.key(2), 16, 16)
+    assert not np.array_equal(found, other)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_gives_inputs_of_the_network(name: str) -> None:
+    """From images of its size and from larger ones; compiled, as lanes, deterministic by key."""
+    for size in (16, 20):
+        images = jnp.asarray(photographs(5, size, size))
+        call = lambda key, images=images: AUGMENTATIONS[name](images, key, (16, 16, 3))
+        keys = jax.random.split(jax.random.key(0), 2)
+        lanes = jax.jit(jax.vmap(call))(keys)
+        assert lanes.shape == (2, 5, 16, 16, 3)
+        assert lanes.dtype == jnp.uint8
+        again = jax.jit(call)(keys[0])
+        assert np.abs(np.asarray(lanes[0], int) - np.asarray(again, int)).max() <= 1
+        assert (name == "none") == np.array_equal(lanes[0], lanes[1])
+
+
+def test_fitted_leaves_what_fits_and_floats_of_other_shapes() -> None:
+    images = jnp.asarray(photographs(2, 16, 16))
+    assert fitted(images, (16, 16, 3)) is images
+    rows = jnp.ones((3, 7))
+    assert fitted(rows, (7,)) is rows
+    np.testing.assert_array_equal(fitted(images, (10, 10, 3)), images[:, 3:13, 3:13])
