@@ -193,7 +193,7 @@ def top(
     def tied() -> jax.Array:
         above, equal = images > t, (images == t) & alive
         need = keep - _count(above)
-        if ties == "random":
+        if ties == "random" and key is not None:
             bits = jnp.where(equal, jax.random.bits(key, images.shape, jnp.uint32) >> 1, 0)
             u, _ = threshold(bits, need)
             over = equal & (bits > u)

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.core.errors import SecateurError
+from secateur.prune.quotas import saturating
 from secateur.prune.schedules import SCHEDULES, counts, densities
+from secateur.prune.scope import share
 from secateur.prune.scopes import (
     SCOPES,
     Erk,
@@ -22,11 +24,12 @@ from secateur.prune.scopes import (
     IdealGas,
     NofM,
     PerLayer,
+    Scope,
+    SmartRatio,
     Uniform,
     UniformPlus,
-    saturating,
+    Units,
     scope,
-    share,
 )
 
 LENET = {"dense_1": (784, 300), "dense_2": (300, 100), "dense_3": (100, 10)}
@@ -128,7 +131,9 @@ def test_shares_are_whole_within_bounds_and_near(targets: list[float], data: st.
         assert all(abs(x - t) < 1.000001 for x, t in zip(found, targets))
 
 
-@pytest.mark.parametrize("name", [k for k in SCOPES if k not in ("given", "n-of-m", "uniform")])
+@pytest.mark.parametrize(
+    "name", [k for k in SCOPES if k not in ("given", "n-of-m", "uniform", "units")]
+)
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_every_scope_with_every_schedule(name: str, schedule: str) -> None:
     """Exact totals, never rising, and the last round as if it were alone."""
@@ -162,7 +167,7 @@ def _scores(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> list[jax.Array
     ]
 
 
-@pytest.mark.parametrize("name", [k for k in SCOPES if k != "given"])
+@pytest.mark.parametrize("name", ["everywhere", "per-layer", "n-of-m"])
 def test_choices_have_the_planned_counts_and_the_highest_scores(name: str) -> None:
     found, scores = scope(name), _scores(SMALL)
     keep = 112  # of 224
@@ -186,6 +191,11 @@ def test_choices_have_the_planned_counts_and_the_highest_scores(name: str) -> No
     for (s, m), count in zip(groups, plan[0]):
         assert m.sum() == count
         assert s[m].min() >= s[~m].max(initial=-np.inf)
+
+
+def test_scopes_that_differ_by_their_quotas_choose_alike() -> None:
+    own = [k for k, kind in SCOPES.items() if kind.choose is not Scope.choose]
+    assert own == ["everywhere", "n-of-m", "units"]
 
 
 def test_n_of_m_runs_along_the_input_axis() -> None:
@@ -227,3 +237,61 @@ def test_keep_at_least_reserves_first_and_fills_by_the_one_ranking() -> None:
     assert min(PerLayer(keep_at_least=3).quotas(LENET, 300)) == 3
     with pytest.raises(SecateurError, match="whole number from 0"):
         scope("erk", -1)
+
+
+def test_smart_ratios_fall_with_depth_and_meet_the_total() -> None:
+    shapes = {f"conv_{i}": (3, 3, 8, 8) for i in range(1, 5)} | {"dense_1": (72, 10)}
+    found = SmartRatio().targets(shapes, 700)
+    assert found[4] == pytest.approx(0.3 * 720)
+    raw = np.array([j * j + j for j in (5, 4, 3, 2)])
+    np.testing.assert_allclose(np.array(found[:4]) / found[0], raw / raw[0])
+    assert sum(SmartRatio().quotas(shapes, 700)) == 700
+    crowded = SmartRatio().targets(shapes, 1700)  # the first would be above 1
+    assert crowded[0] == 576
+    assert sum(crowded) == pytest.approx(1700)
+    with pytest.raises(SecateurError, match="no convolution"):
+        SmartRatio().quotas(LENET, 5000)
+
+
+@pytest.mark.parametrize("within", ["layer", "everywhere"])
+@pytest.mark.parametrize("side", ["incoming", "outgoing"])
+def test_units_go_whole(within: str, side: str) -> None:
+    units = Units(side=side, within=within, keep_at_least=1).bound(SMALL)
+    scores = [jnp.abs(s) for s in _scores(SMALL)]
+    keep = 140
+    plan = units.plan(SMALL, [keep], [keep / 224])
+    masks = jax.jit(units.choose)(
+        scores, [s > -9 for s in scores], jnp.asarray(plan[0]), jax.random.key(0)
+    )
+    total = sum(int(m.sum()) for m in masks)
+    assert 0 < total <= keep
+    axis = -1 if side == "incoming" else -2
+    for i, (s, m) in enumerate(zip(scores, masks)):
+        kept = np.asarray(m.any(axis=-3 - axis))
+        assert (np.asarray(m) == np.expand_dims(kept, -3 - axis)).all()  # whole units
+        if i == (2 if side == "incoming" else 0):
+            assert kept.all()  # outputs and inputs of the network stay
+        else:
+            sums = np.asarray(s.sum(axis=-3 - axis))
+            assert sums[kept].min() >= sums[~kept].max(initial=-np.inf)
+
+
+def test_units_of_both_sides_take_their_weights_on_both() -> None:
+    from secateur.networks.mlp import mlp
+
+    net = mlp(6, 5, input_shape=(4,), outputs=3)
+    units = Units.joined(net)
+    shapes = {"dense_1/kernel": (4, 6), "dense_2/kernel": (6, 5), "dense_3/kernel": (5, 3)}
+    found = units.bound(shapes)
+    scores = _scores(shapes)
+    plan = units.plan(shapes, [30], [30 / 69])
+    masks = jax.jit(found.choose)(
+        scores, [s > -9 for s in scores], jnp.asarray(plan[0]), jax.random.key(0)
+    )
+    first, second, third = (np.asarray(m) for m in masks)
+    assert (first.any(0) == second.any(1)).all()
+    assert (second.any(0) == third.any(1)).all()
+    assert first.any(0).sum() + second.any(0).sum() == plan.sum()
+    assert first.sum() + second.sum() + third.sum() <= 30
+    with pytest.raises(SecateurError, match=r"Units\.joined"):
+        Units(side="both").quotas(shapes, 30)

@@ -77,7 +77,7 @@ class NttRandom(Construction):
         progress: Progress = lambda done, of: None,
     ) -> tuple[Mask, Params, dict[str, Any]]:
         from secateur.prune.magnitude import keep_largest
-        from secateur.prune.scopes import PerLayer
+        from secateur.prune.quotas import PerLayer
 
         shapes = {k: np.shape(m) for k, m in flatten(mask).items() if m is not None}
         counts = dict(zip(shapes, PerLayer().quotas(shapes, keep)))
