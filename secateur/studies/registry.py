@@ -10,6 +10,7 @@ from secateur.core.errors import lookup
 STUDIES: dict[str, str] = {
     "lottery": "secateur.studies.lottery",
     "at-init": "secateur.studies.at_init",
+    "sap-limit": "secateur.studies.sap_limit",
 }
 
 
