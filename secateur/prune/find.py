@@ -541,14 +541,34 @@ def find(
             lack what the method needs, a network in which nothing can be pruned, or scores that
             are NaN or infinite, with the layer named.
     """
-    params, stats, origin = begin(network, seed, params, stats)
+    weights, statistics, origin = begin(network, seed, params, stats)
     _, key, number = _keys(seed)
-    asked, mask = plan(
-        network, params, data, method, density,
+    return found(
+        network, weights, statistics, origin, number, progress, data, method, density,
         scope=scope, schedule=schedule, rounds=rounds, key=key, loss=loss, revival=revival,
         keep_at_least=keep_at_least, prunable=prunable, parity=parity, count=count, ties=ties,
         options=options,
     )  # fmt: skip
+
+
+def found(
+    network: Network,
+    params: Params,
+    stats: Stats,
+    origin: dict[str, Any],
+    number: int | None,
+    progress: Show,
+    *asking: Any,
+    key: Key,
+    **settings: Any,
+) -> Ticket:
+    """`find` at given weights and with the very key that its scores are drawn with.
+
+    Args:
+        origin: of the weights, for the provenance. number: the seed, if there was one.
+        asking, settings: as for `plan`.
+    """
+    asked, mask = plan(network, params, *asking, key=key, **settings)
     told = replace(
         asked.provenance, seed=number, key=_key_data(key), start=origin, versions=versions()
     )
