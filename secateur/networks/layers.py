@@ -262,8 +262,8 @@ def batch_norm(
         x: (..., c); channels last.
         train: normalise by mean and variance of the batch; the variance is the biased one, over
             count.
-        unbiased: the running variance takes the batch's over count - 1, as PyTorch does. The
-            difference is below 1e-4 of it for batches of 128 images.
+        unbiased: the running variance takes the batch's over count - 1, as PyTorch does;
+            count is that of all pixels of all examples.
 
     Returns:
         y like x, and the statistics after this batch (the same ones in evaluation).

@@ -61,6 +61,10 @@ MOMENTS = {  # variance, and the fourth moment over the squared variance
     "glorot_uniform": (lambda i, o: 2 / (i + o), 1.8),
     "kaiming_normal": (lambda i, o: 2 / i, 3.0),
     "kaiming_uniform": (lambda i, o: 2 / i, 1.8),
+    "kaiming_normal_fan_out": (lambda i, o: 2 / o, 3.0),
+    "torch_uniform": (lambda i, o: 1 / (3 * i), 1.8),
+    "variance_scaling": (lambda i, o: 1 / i, 2.3655),  # cut at two deviations
+    "small_normal": (lambda i, o: 1e-4, 3.0),
 }
 
 
@@ -78,7 +82,7 @@ def test_initialisers_have_the_moments_of_their_formulas(name):
     assert abs(w.mean()) < 4.5 * math.sqrt(variance / n)
     spread = variance * math.sqrt((kurtosis - 1) / n)
     assert abs((w**2).mean() - variance) < 4.5 * spread
-    eighth = {3.0: 105.0, 1.8: 9.0}[kurtosis]  # E x^8 of unit variance
+    eighth = {3.0: 105.0, 1.8: 9.0, 2.3655: 27.19}[kurtosis]  # E x^8 of unit variance
     measured = (w**4).mean() / variance**2
     assert abs(measured - kurtosis) < 4.5 * math.sqrt((eighth - kurtosis**2) / n)
     if name.endswith("uniform"):
