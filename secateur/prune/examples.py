@@ -236,6 +236,8 @@ def _hash(images: np.ndarray, labels: np.ndarray | None) -> str:
     digest = hashlib.sha256()
     for array in (images, labels):
         if array is not None:
+            if np.issubdtype(array.dtype, np.integer) and array.dtype != np.uint8:
+                array = array.astype("<i8")  # labels of any width are the same labels
             digest.update(f"{array.dtype.str}:{array.shape};".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib import metadata
+from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from secateur.core.errors import SecateurError
 from secateur.core.network import Stats
-from secateur.core.trees import Mask, Params, alive, fingerprint, flatten, sizes
+from secateur.core.trees import Mask, Params, alive, fingerprint, flatten, sizes, unflatten
 
 FORMAT = 1  # of the file; raised when an older Secateur could not read it
 
@@ -89,8 +90,8 @@ def versions() -> dict[str, str]:
     """What the numbers of a ticket may depend on."""
 
     def of(package: str) -> str:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(package)
+        with contextlib.suppress(installed.PackageNotFoundError):
+            return installed.version(package)
         return "unknown"
 
     return {
@@ -161,16 +162,16 @@ class Ticket:
 
         trees = {"mask": self.mask, "params": self.params, "stats": self.stats}
         header = {
-            "format": str(FORMAT),
-            "trees": json.dumps({k: _form(tree, k) for k, tree in trees.items()}),
-            "provenance": _as_json(self.provenance),
+            "format": FORMAT,
+            "trees": {k: _form(tree, k) for k, tree in trees.items()},
+            "provenance": json.loads(_as_json(self.provenance)),
             "sha256": self.checksum,
         }
         leaves = {k: np.ascontiguousarray(v) for k, v in flatten(trees).items() if v is not None}
         # 0-d arrays become 1-d above; safetensors keeps the shape that it is given.
         leaves = {k: v.reshape(np.shape(flatten(trees)[k])) for k, v in leaves.items()}
         target = Path(path)
-        content = save(leaves, {f"secateur.{k}": v for k, v in header.items()})
+        content = save(leaves, {"secateur": json.dumps(header, sort_keys=True)})
         temporary = ""
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +203,7 @@ class Ticket:
         source = Path(path)
         try:
             with safe_open(source, "numpy") as file:
-                header = file.metadata() or {}
+                metadata = file.metadata() or {}
                 leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError as error:
             raise SecateurError(f"there is no ticket at {source}; check the path.") from error
@@ -211,35 +212,32 @@ class Ticket:
                 f"{source} is no ticket, or a damaged one ({_short(error)}); make it again or take "
                 "another copy."
             ) from error
-        if "secateur.format" not in header:
+        if "secateur" not in metadata:
             raise SecateurError(
                 f"{source} holds arrays but is no ticket: its header does not say so; give a file "
                 "that Ticket.save wrote."
             )
-        if header["secateur.format"] != str(FORMAT):
-            raise SecateurError(
-                f"{source} has format {header['secateur.format']}, this Secateur reads {FORMAT}; "
-                "use the Secateur that wrote it, or a newer one."
-            )
         try:
-            trees = {
-                k: _built(form, leaves) for k, form in json.loads(header["secateur.trees"]).items()
-            }
-            given = json.loads(header["secateur.provenance"])
-            known = {f.name for f in fields(Provenance)}
-            ticket = cls(
-                trees["mask"],
-                trees["params"],
-                trees["stats"],
-                Provenance(**{k: v for k, v in given.items() if k in known}),
-            )
-            found = _checksum(fingerprint(trees), header["secateur.provenance"])
-        except (KeyError, ValueError, TypeError) as error:
+            header = json.loads(metadata["secateur"])
+            version = header["format"]
+            if version == FORMAT:
+                trees = {k: _built(form, leaves) for k, form in header["trees"].items()}
+                told = header["provenance"]
+                known = {f.name for f in fields(Provenance)}
+                of = Provenance(**{k: v for k, v in told.items() if k in known})
+                ticket = cls(trees["mask"], trees["params"], trees["stats"], of)
+                found = _checksum(fingerprint(trees), json.dumps(told, sort_keys=True))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise SecateurError(
                 f"{source} is a damaged ticket ({_short(error)}); make it again or take another "
                 "copy."
             ) from error
-        if found != header.get("secateur.sha256"):
+        if version != FORMAT:
+            raise SecateurError(
+                f"{source} has format {version}, this Secateur reads {FORMAT}; use the Secateur "
+                "that wrote it, or a newer one."
+            )
+        if found != header.get("sha256"):
             raise SecateurError(
                 f"{source} is damaged: its contents do not match its checksum; make it again or "
                 "take another copy."
@@ -252,16 +250,24 @@ def _short(error: Exception) -> str:
 
 
 def _as_json(provenance: Provenance) -> str:
-    plain = {f.name: getattr(provenance, f.name) for f in fields(provenance)}
-    return json.dumps(plain, sort_keys=True, allow_nan=False, default=_plain)
+    told = {f.name: _plain(getattr(provenance, f.name)) for f in fields(provenance)}
+    return json.dumps(told, sort_keys=True, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know: numpy's numbers and arrays; of the rest their name."""
-    if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return np.asarray(value).tolist()
+    """As JSON has it; of what it has not (NaN, functions, keys), the name."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return dict(value)
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic | np.ndarray) or (
+        isinstance(value, jax.Array) and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
+    ):
+        return _plain(np.asarray(value).tolist())
     return getattr(value, "__name__", str(value))
 
 
@@ -311,8 +317,6 @@ def ticket(mask: Mask, params: Params, stats: Stats, provenance: Provenance) -> 
         name: leaf if flat[name] is None else np.where(flat[name], leaf, np.zeros((), leaf.dtype))
         for name, leaf in kept.items()
     }
-    from secateur.core.trees import unflatten
-
     order = tuple(row["name"] for row in provenance.layers) or None
     rows = table(mask, order)
     total, left = sum(row["of"] for row in rows), sum(row["kept"] for row in rows)
