@@ -119,7 +119,7 @@ def _power_of_two(n: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _exponent(top: jax.Array) -> jax.Array:
-    """The n with 2**(n - 1) <= top < 2**n, int32; at most what leaves 2**-n normal, small for 0."""
+    """The n with 2**(n - 1) <= top < 2**n, int32, but at most what leaves 2**-n normal."""
     bits, fraction, bias = _layout(top.dtype)
     biased = jax.lax.bitcast_convert_type(top, bits) >> fraction
     return jnp.minimum(biased.astype(jnp.int32) + (1 - bias), bias - 1)
@@ -326,7 +326,7 @@ class Reading:
     def settled(self, term: Term) -> Term:
         """The largest entry between 1/2 and 1, by a power of two that counts as a constant."""
         top = jnp.max(jax.lax.stop_gradient(term.value), initial=0)
-        shift = _exponent(top)
+        shift = jnp.where(top > 0, _exponent(top), 0)
         value = term.value * _power_of_two(-shift, term.value.dtype)
         return replace(
             term, value=value, exponent=jnp.where(top > 0, term.exponent + shift, NOTHING)

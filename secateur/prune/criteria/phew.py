@@ -76,7 +76,7 @@ class Phew(Construction):
         names = [name for name, m in flatten(mask).items() if m is not None]
         flat = flatten(params)
         values = np.concatenate([np.ravel(np.asarray(flat[n])) for n in names])
-        walk = _Walk(ways, strength(values.astype(np.float64)), self.kernel_conserved)
+        walk = Walks(ways, strength(values.astype(np.float64)), self.kernel_conserved)
         if keep > walk.reach:
             raise SecateurError(
                 f"PHEW was asked for {keep:,} weights, but only {walk.reach:,} can be met on a "
@@ -124,7 +124,7 @@ def _draw(p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.minimum((sums <= at).sum(axis=1), p.shape[1] - 1)
 
 
-class _Walk:
+class Walks:
     """Many walks at a time: each event of the program moves the walkers that stand before it."""
 
     def __init__(self, ways: Walkways, strength: np.ndarray, whole_kernels: bool) -> None:
