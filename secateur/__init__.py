@@ -23,9 +23,17 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors;
     from secateur.networks.adapters import adapt as adapt
     from secateur.networks.mlp import lenet_300_100 as lenet_300_100
     from secateur.networks.mlp import mlp as mlp
+    from secateur.networks.registry import network as network
     from secateur.prune.branches import BRANCHES as BRANCHES
+    from secateur.prune.compact import compact as compact
+    from secateur.prune.controls import control as control
+    from secateur.prune.criterion import Criterion as Criterion
+    from secateur.prune.examine import examine as examine
+    from secateur.prune.find import find as find
+    from secateur.prune.find import find_lanes as find_lanes
     from secateur.prune.lottery import begin as begin
     from secateur.prune.lottery import lottery as lottery
+    from secateur.prune.ticket import Ticket as Ticket
     from secateur.train.fit import fit as fit
     from secateur.train.fit import fit_lanes as fit_lanes
     from secateur.train.masked import masked as masked
@@ -42,6 +50,7 @@ _WHERE = {  # in reading order: data, networks, training, pruning
     "Network": "core.network",
     "mlp": "networks.mlp",
     "lenet_300_100": "networks.mlp",
+    "network": "networks.registry",
     "adapt": "networks.adapters",
     "Recipe": "train.recipes",
     "RECIPES": "train.recipes",
@@ -50,6 +59,13 @@ _WHERE = {  # in reading order: data, networks, training, pruning
     "fit": "train.fit",
     "fit_lanes": "train.fit",
     "masked": "train.masked",
+    "find": "prune.find",
+    "find_lanes": "prune.find",
+    "Ticket": "prune.ticket",
+    "Criterion": "prune.criterion",
+    "examine": "prune.examine",
+    "compact": "prune.compact",
+    "control": "prune.controls",
     "BRANCHES": "prune.branches",
     "begin": "prune.lottery",
     "lottery": "prune.lottery",
@@ -64,6 +80,7 @@ __all__ = [  # noqa: RUF022 - reading order
     "Network",
     "mlp",
     "lenet_300_100",
+    "network",
     "adapt",
     "Recipe",
     "RECIPES",
@@ -72,6 +89,13 @@ __all__ = [  # noqa: RUF022 - reading order
     "fit",
     "fit_lanes",
     "masked",
+    "find",
+    "find_lanes",
+    "Ticket",
+    "Criterion",
+    "examine",
+    "compact",
+    "control",
     "BRANCHES",
     "begin",
     "lottery",

@@ -340,6 +340,64 @@ def export(
 
 
 @main.command()
+@click.argument("method")
+@click.option("--network", "name", default="lenet-300-100", show_default=True, help="By name.")
+@click.option("--dataset", default="mnist5k", show_default=True, help="Scored on; its shape.")
+@click.option("--density", type=float, required=True, help="Kept over prunable weights.")
+@click.option("--scope", help="Where weights compete; the method's own without it.")
+@click.option("--rounds", type=int, help="How many; the method's own without it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights and draws.")
+@click.option("--parity", help="The published code whose rules are followed.")
+@click.option("--set", "sets", multiple=True, metavar="OPTION=VALUE", help="One of the method's.")
+@click.option("--data-dir", help="Where data sets lie; a list, as in PATH.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("ticket.safetensors"),
+              show_default=True)  # fmt: skip
+def find(
+    method: str,
+    name: str,
+    dataset: str,
+    density: float,
+    scope: str | None,
+    rounds: int | None,
+    seed: int,
+    parity: str | None,
+    sets: tuple[str, ...],
+    data_dir: str | None,
+    out: Path,
+) -> None:
+    """Prune a built-in network before training with METHOD; write the ticket and its health."""
+    from secateur.core.keys import key
+    from secateur.data.registry import load
+    from secateur.data.splits import split
+    from secateur.lab.spec import values_of
+    from secateur.networks.registry import network
+    from secateur.prune.examine import examine as look
+    from secateur.prune.find import find as search
+    from secateur.prune.methods import option_types
+
+    options = values_of(f"option of {method}", option_types(method), sets)
+    data = load(dataset, data_dir)
+    made = network(name, input_shape=data.train.images.shape[1:], outputs=len(data.classes))
+    cut = split(data, validation=len(data.train) // 10)
+    found = search(
+        made, cut, method, density, scope=scope, rounds=rounds, seed=seed, parity=parity, **options
+    )
+    found.save(out)
+    click.echo(str(look(made, found, params=made.init(key(seed, "initial"))[0])))
+    click.echo(f"\nticket   {out.absolute()}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--network", default="", help="By name; the ticket's own without it.")
+def examine(file: Path, network: str) -> None:
+    """The health of the ticket in FILE before training: what is alive, what is dead."""
+    from secateur.prune.examine import examine_file
+
+    click.echo(examine_file(file, network))
+
+
+@main.command()
 @click.argument("name", required=False)
 @click.option("--data-dir", help="Where data sets lie; a list, as in PATH.")
 def data(name: str | None, data_dir: str | None) -> None:

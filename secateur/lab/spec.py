@@ -6,12 +6,12 @@ import itertools
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
-from secateur.core.errors import SecateurError, nearest
+from secateur.core.errors import SecateurError, lookup, nearest
 
 S = TypeVar("S", bound=msgspec.Struct)
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -49,6 +49,23 @@ def with_fields(base: S, sets: Sequence[str]) -> S:
         return msgspec.convert(told, type(base))
     except msgspec.ValidationError as error:
         raise SecateurError(_in_words(str(error), told)) from None
+
+
+def values_of(what: str, kinds: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` texts as values of the types in ``kinds``: ``{"draws": 5}``.
+
+    Args:
+        what: has these names, e.g. ``"option of snip"``; begins an error's sentence.
+
+    Raises:
+        SecateurError: unknown name, wrong type, a name given twice.
+    """
+    _once(sets)
+    found = {}
+    for text in sets:
+        name, value = _split(text)
+        found[name] = _value(name, value, lookup(what, name, kinds))
+    return found
 
 
 def _axis(base: msgspec.Struct) -> Any:

@@ -75,6 +75,17 @@ def load(name: str) -> type[Criterion] | type[Construction]:
     return getattr(importlib.import_module(f"secateur.prune.{module}"), kind)
 
 
+def option_types(name: str) -> dict[str, Any]:
+    """The options of a method and their types.
+
+    Raises:
+        SecateurError: for an unknown name, with the nearest known one.
+    """
+    kind = load(name)
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
+
+
 def method(name: str, **options: Any) -> Criterion | Construction:
     """A method by name, with its options checked against the types of its fields.
 

@@ -282,7 +282,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         told = msgspec.to_builtins(ticket.provenance)
         provenance = {k: told[k] for k in ("title", "source", "options", "scope", "rounds", "bn")}
     start = jax.tree.map(np.asarray, trees.apply_mask(mask, params))
-    health = examine(network, mask, params=start, stats=stats)
+    health = examine(network, mask, params=params, stats=stats, ntk=False)
     fitted = yield Training(
         network,
         start,
@@ -298,9 +298,11 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         "branch": branch,
         "level": level,
         **trained.told(mask, fitted, data, {"initial": initial, "start": start}),
-        "effective_share": health.effective / max(1, health.kept),
         "collapsed": health.collapsed,
+        "path_trace": {"log10": health.values()["path_trace"]},
     }
+    if health.effective_density is not None:
+        values["effective_share"] = health.effective_density / health.density
     if branch.endswith(SHUFFLED):
         method = inputs["mask"].values["last"]["test_accuracy"]
         values["lost_by_shuffling"] = 100 * (method - fitted.last["test_accuracy"])

@@ -22,7 +22,6 @@ from secateur.studies.lottery_claims import CLAIMS
 from secateur.studies.lottery_words import branches, citation, notes, sentence
 
 if TYPE_CHECKING:
-
     from secateur.core.network import Network
     from secateur.data.examples import Sets
     from secateur.prune import lottery as prune

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -28,6 +29,8 @@ OPTIONS = [
     if isinstance(parameter, click.Option)
     for option in parameter.opts
 ]
+# The page that explains a command, where it is not the quick start.
+GUIDES = {"find": "finding.md", "examine": "finding.md"}
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -42,13 +45,13 @@ def rows(text: str, head: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
-def test_every_command_is_in_the_quick_start(name: str) -> None:
-    assert f"secateur {name}" in page("quickstart.md")
+def test_every_command_is_in_the_docs(name: str) -> None:
+    assert f"secateur {name}" in page(GUIDES.get(name, "quickstart.md"))
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
-def test_every_option_is_in_the_quick_start(name: str, option: str) -> None:
-    assert re.search(rf"{re.escape(option)}\b", page("quickstart.md"))
+def test_every_option_is_in_the_docs(name: str, option: str) -> None:
+    assert re.search(rf"{re.escape(option)}\b", page(GUIDES.get(name, "quickstart.md")))
 
 
 @pytest.mark.parametrize("name", cli.EXECUTORS)
@@ -56,13 +59,13 @@ def test_every_executor_is_in_the_quick_start(name: str) -> None:
     assert f"| `{name}` |" in page("quickstart.md")
 
 
-def shell_lines() -> list[str]:
-    blocks = re.findall(r"^```sh\n(.*?)^```$", page("quickstart.md"), re.DOTALL | re.MULTILINE)
+def shell_lines(name: str = "quickstart.md") -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page(name), re.DOTALL | re.MULTILINE)
     return [line for block in blocks for line in block.splitlines() if line.startswith("secateur")]
 
 
-@pytest.mark.parametrize("line", shell_lines())
-def test_every_command_line_of_the_quick_start_is_understood(line: str) -> None:
+@pytest.mark.parametrize("line", [*shell_lines(), *shell_lines("finding.md")])
+def test_every_command_line_is_understood(line: str) -> None:
     """Parsed, not run: the command, its options and its study exist. tests/cli runs them."""
     _, name, *words = shlex.split(line)
     command = cli.main.commands[name]
@@ -165,11 +168,8 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert {page.resolve() for page in PAGES} <= seen
 
 
-@pytest.mark.long
-def test_the_commands_of_the_quick_start_run_in_order(tmp_path: Path) -> None:
-    pytest.importorskip("vl_convert")
-    first = "secateur run lottery --seeds 1 --set steps=20 --set levels=1"  # for the README's run
-    for line in [first, *shell_lines()]:
+def run_in_order(lines: list[str], tmp_path: Path) -> None:
+    for line in lines:
         done = subprocess.run(
             [sys.executable, "-m", "secateur.cli", *shlex.split(line)[1:]],
             cwd=tmp_path,
@@ -180,7 +180,29 @@ def test_the_commands_of_the_quick_start_run_in_order(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.long
+def test_the_commands_of_the_quick_start_run_in_order(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    first = "secateur run lottery --seeds 1 --set steps=20 --set levels=1"  # for the README's run
+    run_in_order([first, *shell_lines()], tmp_path)
     for made in ("lottery-prune-0.2.html", "lottery-prune-0.5.html", "results.csv", "curves.csv"):
         assert (tmp_path / made).stat().st_size > 0
     drawn = {path.suffix for path in (tmp_path / "figures").rglob("*") if path.is_file()}
     assert drawn == {".svg", ".pdf", ".png"}
+
+
+@pytest.mark.long
+def test_the_commands_of_the_page_on_tickets_run_in_order(tmp_path: Path) -> None:
+    run_in_order(shell_lines("finding.md"), tmp_path)
+    assert (tmp_path / "ticket.safetensors").is_file()
+    assert (tmp_path / "secateur-runs" / "cells" / "at-init").is_dir()
+
+
+def test_the_cards_are_what_the_docstrings_say() -> None:
+    spec = importlib.util.spec_from_file_location("cards", ROOT / "scripts" / "cards.py")
+    assert spec and spec.loader
+    cards = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cards)
+    assert page("methods.md") == cards.written(), "run: python scripts/cards.py"

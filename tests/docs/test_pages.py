@@ -95,6 +95,11 @@ def test_the_tutorial_runs(empty_folder: Path) -> None:
     assert run("docs/tutorial.md") >= 9
 
 
+def test_the_pages_on_tickets_run(empty_folder: Path) -> None:
+    assert run("docs/finding.md") >= 5
+    assert run("docs/methods.md") == 2
+
+
 def test_the_study_page_runs(empty_folder: Path) -> None:
     assert run("docs/studies.md") >= 6
     assert (empty_folder / "rates.html").stat().st_size > 100_000
