@@ -82,9 +82,10 @@ class _Walk:
         ways = sum(tag == _WAY for tag in ins)
         leaves = [tag[1] for tag in ins if isinstance(tag, tuple)]
         if ways == 0:
-            if leaves:
-                raise _Stop(f"its weights {leaves[0]!r} go through {name}")
-            return [None] * len(eqn.outvars)
+            for atom, tag in zip(eqn.invars, ins):
+                if isinstance(tag, tuple) and atom.aval.ndim > 1:
+                    raise _Stop(f"its weights {tag[1]!r} go through {name}")
+            return [("leaf", leaves[0]) if leaves else None] * len(eqn.outvars)
         if ways > 1:
             raise _Stop(f"two branches of it meet in {name}")
         if name in _PRODUCTS and leaves:

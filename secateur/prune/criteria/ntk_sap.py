@@ -6,6 +6,7 @@ Wang, Li & Sun, "NTK-SAP: Improving neural network pruning by aligning training 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,30 +28,19 @@ from secateur.structure.flow import log_flow
 
 Net = Callable[[Params], jax.Array]  # w -> outputs (n, C) on one batch
 
-# What YiteWang/NTK-SAP does otherwise: counts, ties, biases, the variance its networks freeze.
-PARITY: dict[str, Any] = {
-    "code": "YiteWang/NTK-SAP",
-    "count": "synaptic-flow",  # N - int((1 - d) N)
-    "ties": "threshold-drop",
-    "options": {"biases": "given"},
-    "network": {"unbiased": True},
-}
 BIASES = ("drawn", "zero", "given")
 THETA = ("redrawn", "fixed")
 
 
 def _noise(like: Mask, params: Params, key: Key) -> Mask:
-    """Standard normals in the shapes of the prunable leaves, None elsewhere; a stream a leaf."""
-    flat, dtypes = flatten(like), flatten(params)
-    return unflatten(
-        {
-            name: None
-            if m is None
-            else jax.random.normal(fold(key, name), jnp.shape(m), jnp.result_type(dtypes[name]))
-            for name, m in flat.items()
-        },
-        like,
-    )
+    """Standard normals in the shapes of the prunable leaves, None elsewhere; drawn at once."""
+    flat, of = flatten(like), flatten(params)
+    names = [name for name, m in flat.items() if m is not None]
+    sizes = [math.prod(jnp.shape(of[name])) for name in names]
+    dtype = jnp.result_type(*(of[name] for name in names))
+    drawn = jnp.split(jax.random.normal(key, (sum(sizes),), dtype), np.cumsum(sizes)[:-1])
+    shaped = {n: d.reshape(jnp.shape(of[n])).astype(of[n].dtype) for n, d in zip(names, drawn)}
+    return unflatten({name: shaped.get(name) for name in flat}, like)
 
 
 def _moved(theta: Params, v: Mask, sigma: float) -> Params:
