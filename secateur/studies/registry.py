@@ -11,6 +11,8 @@ STUDIES: dict[str, str] = {
     "lottery": "secateur.studies.lottery",
     "at-init": "secateur.studies.at_init",
     "sap-limit": "secateur.studies.sap_limit",
+    "ntt": "secateur.studies.ntt",
+    "ntt-outputs": "secateur.studies.ntt_outputs",
 }
 
 
