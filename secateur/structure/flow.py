@@ -361,7 +361,8 @@ class Reading:
         """The product or quotient in the precision of the flow, whatever the network's is."""
         if eqn.primitive.name in ("mul", "div"):
             return a * b if eqn.primitive.name == "mul" else a / b
-        return bind(eqn, a, b, preferred_element_type=np.dtype(a.dtype))[0]
+        full = (jax.lax.Precision.HIGHEST,) * 2  # some accelerators round factors to 10 bits
+        return bind(eqn, a, b, preferred_element_type=np.dtype(a.dtype), precision=full)[0]
 
     def note(self, eqn: Any, kernel: Term, operand: int) -> None:
         """Which axis of the kernel numbers the units that the product makes."""

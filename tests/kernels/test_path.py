@@ -73,7 +73,7 @@ def jacobian(net: Network, params: Any, mask: Any, x: np.ndarray) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("density", [1.0, 0.7])
+@pytest.mark.parametrize("density", [0.7, pytest.param(1.0, marks=pytest.mark.long)])
 def test_the_trace_is_that_of_the_enumerated_kernel(x64: None, density: float) -> None:
     for seed in range(3):
         net, params, mask, paths = drawn(seed, (3, 4, 4, 2), density)
@@ -94,6 +94,7 @@ def test_the_trace_is_that_of_the_enumerated_kernel(x64: None, density: float) -
         np.testing.assert_allclose(list(found.shares.values()), expected, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_the_network_factors_into_data_and_paths(x64: None) -> None:
     """f = J_v pi, J = J_v J_pi, and the bounds of the NTK's trace: the oracle is the right one."""
     rng = np.random.default_rng(5)
@@ -133,7 +134,9 @@ def test_each_drop_is_the_difference_of_two_traces(x64: None) -> None:
     np.testing.assert_allclose(total, 3 * whole, rtol=1e-12)  # L Tr Pi
 
 
-@pytest.mark.parametrize(("activation", "factor"), [("linear", 1.0), ("relu", 0.25)])
+@pytest.mark.parametrize(
+    ("activation", "factor"), [("relu", 0.25), pytest.param("linear", 1.0, marks=pytest.mark.long)]
+)
 def test_the_data_weighted_trace_is_the_ntk_averaged_over_signs(
     x64: None, activation: str, factor: float
 ) -> None:
