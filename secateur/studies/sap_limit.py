@@ -3,9 +3,10 @@
 Over symmetric random weights all weights of a dense layer are alike, so the expected score of
 NTK-SAP is one number a layer: 2 tr / N_l at a full mask, and the derivative of a sum over paths at
 any other (`NtkSap`, estimator ``limit``). The study tests what follows. Scores within a layer even
-out as one over the root of the draws. Masks from few draws have the layer densities of SynFlow, the
-flatter the noisier. Two masks of one network agree no more than chance. Shuffling a mask within its
-layers costs little. Wang, Li & Sun, ICLR 2023, is the method; the limit is derived here.
+out as one over the root of the draws. Layers whose scores do not differ end with equally many
+weights; the noise of few draws, like the spread of weights in SynFlow, tells weights apart. Two
+masks of one network agree no more than by chance. Shuffling a mask within its layers costs little.
+Wang, Li & Sun, ICLR 2023, is the method; the limit is derived here.
 """
 
 from __future__ import annotations
@@ -381,6 +382,15 @@ def _densities(mask: Any) -> dict[str, float]:
     return {name: n / sizes[name] for name, n in trees.alive(mask).items()}
 
 
+def _equal(sizes: Mapping[str, int], total: float) -> dict[str, float]:
+    """Layer densities where each layer keeps as many weights, or all it has; ``total`` in all."""
+    left, count, found = total, len(sizes), {}
+    for leaf, n in sorted(sizes.items(), key=lambda item: item[1]):
+        kept = min(n, left / count)
+        found[leaf], left, count = kept / n, left - kept, count - 1
+    return found
+
+
 def _overlap(mask: Any, twin: Any) -> dict[str, float]:
     """Weights that two masks share, and would on average if each layer were shuffled; over kept."""
     import numpy as np
@@ -436,12 +446,15 @@ def _compared(cell: Cell, net: Network) -> Result:
         draws = int(cell.place["draws"])
         found = densities("ntk-sap", estimator=branch.removesuffix(MASKS), draws=draws)
         limit, synflow = densities("ntk-sap-limit"), densities("synflow")
+        sizes = trees.sizes(ones)
+        equal = _equal(sizes, sum(limit[k] * n for k, n in sizes.items()))
         apart = lambda theirs: max(abs(found[k] / d - 1) for k, d in theirs.items() if d)
         more = {
             "budget": draws,
             "from_limit": apart(limit),
             "from_synflow": apart(synflow),
             "limit_from_synflow": max(abs(limit[k] / d - 1) for k, d in synflow.items() if d),
+            "limit_from_equal": max(abs(limit[k] / d - 1) for k, d in equal.items()),
             "limit_by_layer": limit,
             "synflow_by_layer": synflow,
         }

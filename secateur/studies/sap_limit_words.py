@@ -89,12 +89,18 @@ def notes(rows: Sequence[Row], fields: Any) -> list[str]:
         "2^(1-L) prod v_l sum 1/v_l times the sum over inputs and surviving paths of x^2. In the "
         "limit NTK-SAP keeps paths: SynFlow with equal weights."
     )
+    equal = (
+        "As sums of scores are equal over layers, and within a layer of the limit so are scores, "
+        "the limit removes weights from the layer that has most: all end with equally many. Scores "
+        "that differ within a layer, by the weights in SynFlow or by noise in NTK-SAP, let small "
+        "layers lose weights sooner."
+    )
     chance = (
         "Shuffled masks and second masks (overlap) tell what is left to chance. Not all inside a "
         "layer is: rounds concentrate the weights on units that have weights left."
     )
     read = "Test accuracy is read at the last step; nothing is chosen by it."
-    said = [alike, conserved, mean_trace, chance, read]
+    said = [alike, conserved, mean_trace, equal, chance, read]
     rounds = {row["provenance"]["rounds"] for row in rows if row["branch"] == "limit"}
     if rounds:
         said.append(

@@ -127,26 +127,15 @@ def test_claims_read_rows_rightly() -> None:
         for branch, accuracy in last.items()
     ]
     assert share_of_loss("ntk-sap", 18)(rows) == {0: pytest.approx(0.05)}
-    rows.append(
-        {
-            "branch": "vjp masks",
-            "seed": 0,
-            "level": 1,
-            "from_synflow": 0.5,
-            "limit_from_synflow": 0.2,
-        }
-    )
-    rows.append(
-        {
-            "branch": "vjp masks",
-            "seed": 0,
-            "level": 2,
-            "from_synflow": 0.05,
-            "limit_from_synflow": 0.2,
-        }
-    )
+    for level, budget, apart in ((1, 1, 0.5), (2, 5, 0.05), (3, 25, 0.2)):
+        distances = dict.fromkeys(("from_limit", "from_synflow"), apart)
+        rows.append(
+            {"branch": "vjp masks", "seed": 0, "level": level, "budget": budget, **distances}
+            | {"limit_from_synflow": 0.3, "limit_from_equal": 0.01}
+        )
     told = {m.claim.id: m.per_seed(rows) for m in CLAIMS}
     assert told["SAP-11"] == {0: 0.05}
+    assert told["SAP-11e"] == {0: pytest.approx(-0.3)}
     assert told["SAP-13-18"] == {0: pytest.approx(1.0)}
     assert told["SAP-10-overlap-18"] == {0: pytest.approx(1.0)}
     assert told["SAP-13-14"] == {}
@@ -166,6 +155,11 @@ def test_overlap_of_independent_masks_is_chance_and_of_equal_ones_is_all() -> No
     assert sap_limit._overlap(a, a)["overlap"] == 1
     found = sap_limit._dispersion(a)
     assert found["one/kernel"] == pytest.approx(0.9, abs=0.3)  # binomial: 1 - density
+
+
+def test_equal_counts_fill_small_layers_first() -> None:
+    found = sap_limit._equal({"a": 235_200, "b": 30_000, "c": 1_000}, 4_796)
+    assert found == {"a": 1898 / 235_200, "b": 1898 / 30_000, "c": 1.0}
 
 
 @pytest.mark.long

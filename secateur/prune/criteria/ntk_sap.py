@@ -118,7 +118,8 @@ class NtkSap(Criterion):
         estimator: ``fd`` finite difference, as published; ``jvp`` its derivative, along v ~ N(0, I)
             in the weights; ``vjp`` along random signs in the outputs (least noise for its price);
             ``exact`` all outputs; ``limit`` the mean over infinitely many draws of weights and
-            noise, in closed form, for bias-free ReLU chains with a dense head (ties at random).
+            noise, in closed form, for bias-free ReLU chains with a dense head (ties at random, and
+            layers end with nearly equal numbers of weights, as no noise tells weights apart).
             On ReLU networks ``fd`` has more noise than the others, at any sigma worth having, and
             another mean for fixed weights, because of gates that flip; over symmetric random
             weights the means agree.
