@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -186,7 +187,8 @@ class Health:
         else:
             narrow = self.narrowest
             if narrow is not None:
-                yield f"narrowest layer    {narrow.name}: live units {narrow.live:,} of {narrow.units:,}"
+                live = f"live units {narrow.live:,} of {narrow.units:,}"
+                yield f"narrowest layer    {narrow.name}: {live}"
         if self.empty:
             yield "empty layers       " + ", ".join(self.empty)
         if self.path_trace is not None:
@@ -264,7 +266,7 @@ def examine(
     dense = ones_mask(network.prunable(params))
     path = dense_path = None
     try:
-        of_mask = lambda m: float(path_trace(network, params, stats, m).log) / math.log(10)
+        of_mask = lambda m: float(_log_path(network, params, stats, m)) / math.log(10)
         path = of_mask(mask)
         dense_path = of_mask(dense) if dense_known else None
     except SecateurError as error:
@@ -283,7 +285,7 @@ def examine(
     else:
         try:
             chunk = 1 if entries > NTK_ENTRIES // NTK_EXAMPLES else NTK_EXAMPLES
-            measured = lambda m: float(trace(network, params, stats, m, x, chunk=chunk))
+            measured = lambda m: float(_ntk(network, chunk, params, stats, m, x))
             ntk_trace = measured(mask)
             dense_ntk = measured(dense) if dense_known else None
         except SecateurError as error:
@@ -305,6 +307,18 @@ def examine(
         f"{len(x)} {kind}",
         missing,
     )
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_path(network: Network, params: Params, stats: Stats, mask: Mask) -> jax.Array:
+    return path_trace(network, params, stats, mask).log
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _ntk(
+    network: Network, chunk: int, params: Params, stats: Stats, mask: Mask, x: jax.Array
+) -> jax.Array:
+    return trace(network, params, stats, mask, x, chunk=chunk)
 
 
 def _layers(

@@ -159,7 +159,7 @@ def plan(network: Network, channels: Channels, params: Params, stats: Stats, mas
     may = removable(channels)
     whole = masked(mask, params)
     dtype = jnp.result_type(*jax.tree.leaves(whole))
-    x = jax.random.normal(jax.random.key(0), (2, *network.input_shape), dtype)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *network.input_shape)), dtype)
     logits, met = products(network, whole, stats, x)
     fold = _folding(channels, live, may, met)
     shifts = {
