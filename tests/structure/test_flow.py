@@ -331,7 +331,7 @@ def test_flows_may_be_mapped_and_compiled(x64: None) -> None:
     net = mlp(4, input_shape=(3,), outputs=2)
     params, _ = net.init(jax.random.key(0))
     us = [draw(net, params, 0.8, 1, seed)[1] for seed in range(3)]
-    one = jax.grad(lambda u: log_flow(net, params, {}, u))
+    one = jax.jit(jax.grad(lambda u: log_flow(net, params, {}, u)))
     many = jax.jit(jax.vmap(one))(jax.tree.map(lambda *a: jnp.stack(a), *us))
     for i, u in enumerate(us):
         for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one(u)), strict=True):
