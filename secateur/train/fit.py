@@ -15,6 +15,8 @@ import numpy as np
 from secateur.core.errors import SecateurError
 from secateur.core.trees import apply_mask, flatten, unflatten
 from secateur.data import examples as sets
+from secateur.data.stored import Stored
+from secateur.train import feed
 from secateur.train.form import Form, choose
 from secateur.train.order import Order
 from secateur.train.program import (
@@ -114,9 +116,25 @@ def _lane(tree: Any, k: int, lanes: bool) -> Any:
     return jax.tree.map(lambda a: np.array(np.asarray(a)[k]) if lanes else np.asarray(a), tree)
 
 
+def _fits(training: Training) -> bool:
+    """Whether images have the network's shape, or are larger where that is meant.
+
+    Images of a decoded folder are stored larger than networks take them, and a resized crop makes
+    its own size; other images are not cut silently.
+    """
+    shape = tuple(training.data.train.images.shape[1:])
+    wanted = tuple(training.network.input_shape)
+    if shape == wanted:
+        return True
+    stored = isinstance(training.data.train.images, Stored)
+    meant = stored or training.recipe.augment.startswith("resized_crop")
+    larger = all(a >= b for a, b in zip(shape, wanted)) and shape[2:] == wanted[2:]
+    return meant and len(shape) == len(wanted) == 3 and larger
+
+
 def _check(training: Training) -> None:
     data, network = training.data, training.network
-    if tuple(data.train.images.shape[1:]) != tuple(network.input_shape):
+    if not _fits(training):
         raise SecateurError(
             f"{network.name} takes inputs of shape {tuple(network.input_shape)}, but the examples "
             f"of {data.name} have shape {tuple(data.train.images.shape[1:])}; give the network "
@@ -154,28 +172,67 @@ def _fit(trainings: list[Training], watches: list[Watch], lanes: bool) -> list[F
     run = programs(static_of(network, recipe, forms[0].static()), lanes)
     small = [form.of(start) for form, start in zip(forms, starts)]
     dtype = np.asarray(jax.tree.leaves(first.start)[0]).dtype
-    train = _device(first.data.train, first.data)
-    validation = _device(first.data.validation, first.data)
-    features = forms[0].features()
-    if features is not None and not lanes:
-        train, validation = _cut(train, features), _cut(validation, features)
-
     state = _Run(trainings, watches, forms, lanes, dtype)
-    inside = _given(trainings, forms, lanes, dtype)
-    carry, point = run["begin"](
-        inside, _stack(small, lanes), _stack([t.stats for t in trainings], lanes), validation
-    )
-    carry = state.begin(carry, point)
-    while state.step < recipe.steps:
-        chunk = state.chunk()
-        carry, points = run["chunk"](inside, carry, chunk, train, validation)
+    same = tuple(first.data.train.images.shape[1:]) == tuple(network.input_shape)
+    told = lanes or feed.streams(first.data) or not same
+    inside = _given(trainings, forms, lanes, dtype, told)
+    begins = _stack(small, lanes), _stack([t.stats for t in trainings], lanes)
+    through = _in_pieces if feed.streams(first.data) else _on_one_device
+    return _finish(state, through(state, run, inside, begins), starts, forms, began)
+
+
+def _on_one_device(state: _Run, run: dict[str, Any], inside: Given, begins: Any) -> Carry:
+    """All steps, with the sets on the device: a call is a chunk of steps and evaluations."""
+    data, features = state.trainings[0].data, state.forms[0].features()
+    train, validation = _device(data.train, data), _device(data.validation, data)
+    if features is not None and inside.features is None:
+        train, validation = _cut(train, features), _cut(validation, features)
+    carry = state.begin(*run["begin"](inside, *begins, validation))
+    while state.step < state.recipe.steps:
+        carry, points = run["chunk"](inside, carry, state.chunk(), train, validation)
         state.record(carry, points)
-    return _finish(state, carry, starts, forms, began)
+    return carry
 
 
-def _given(trainings: list[Training], forms: Sequence[Form], lanes: bool, dtype: Any) -> Given:
-    """What the program is given beside the carry; lanes need their input features told."""
-    features = [form.features() for form in forms] if lanes else [None]
+def _in_pieces(state: _Run, run: dict[str, Any], inside: Given, begins: Any) -> Carry:
+    """All steps, with images that come in pieces: a call is some steps between two evaluations."""
+    data, recipe = state.trainings[0].data, state.recipe
+
+    def compare(carry: Carry) -> tuple[Carry, dict[str, Any]]:
+        loss, right = feed.evaluate(
+            run, inside, carry.params, carry.stats, data.validation, data, state.lanes
+        )
+        return run["best"](carry, loss), {"validation_loss": loss, "validation_right": right}
+
+    carry = state.begin(*compare(run["start"](inside, *begins)))
+    with feed.pieces(data, recipe, state.orders, state.step) as ready:
+        following = next(ready, None)
+        while following is not None:
+            piece = following
+            rows = _stack(list(piece.order), state.lanes)
+            steps = np.arange(piece.step, piece.step + piece.order.shape[1])
+            rates = [t.recipe.rates(steps).astype(state.dtype) for t in state.trainings]
+            train = feed.on_device(piece.examples, data)
+            carry, checks = run["steps"](inside, carry, rows, _stack(rates, state.lanes), train)
+            following = next(ready, None)  # while the steps are computed
+            state.checked(checks)
+            if (int(steps[-1]) + 1 - state.trainings[0].first_step) % recipe.evaluate_every == 0:
+                carry, point = compare(carry)
+                state.note(steps[-1:] + 1, point)
+            state.reached(int(steps[-1]) + 1, carry)
+    return carry
+
+
+def _given(
+    trainings: list[Training], forms: Sequence[Form], lanes: bool, dtype: Any, told: bool
+) -> Given:
+    """What the program is given beside the carry.
+
+    Args:
+        told: whether the program cuts the input features of smaller networks itself: lanes have
+            features of their own, and no cut copy is made of sets in pieces or of larger images.
+    """
+    features = [form.features() for form in forms] if told else [None]
     return Given(
         masks_on_device(_stack([form.of_mask(t.mask) for form, t in zip(forms, trainings)], lanes)),
         jnp.stack([t.key for t in trainings]) if lanes else trainings[0].key,
@@ -198,12 +255,15 @@ class _Run:
         dtype: Any,
     ) -> None:
         first = trainings[0]
-        self.marks = [form.mark() for form in forms]
+        self.forms, self.marks = forms, [form.mark() for form in forms]
         self.trainings, self.watches, self.lanes, self.dtype = trainings, watches, lanes, dtype
         self.recipe = first.recipe
         self.step = first.first_step
         examples = len(first.data.train.labels)
         self.orders = [Order(t.key, examples, self.recipe.batch) for t in trainings]
+        if feed.streams(first.data):  # ticks come between evaluations too, a piece apart
+            apart = f"{feed.steps_at_once(self.recipe, len(trainings), first.data)}".encode()
+            self.marks = [np.append(m, np.frombuffer(apart, np.uint8)) for m in self.marks]
         self.curve: dict[str, list[np.ndarray]] = {}
         self.kept: dict[int, Any] = {}
         self.leak, self.finite = 0.0, True
@@ -220,7 +280,7 @@ class _Run:
         first = self.trainings[0]
         shift = lambda c: c._replace(step=c.step + first.first_step)
         carry = shift(carry)._replace(best_step=carry.best_step + first.first_step)
-        self._note(np.asarray([first.first_step]), point)
+        self.note(np.asarray([first.first_step]), point)
         self._keep(carry)
         saved = [s for s in (w.load() for w in self.watches) if s is not None]
         if len(saved) < len(self.watches) or len({int(s["step"]) for s in saved}) != 1:
@@ -239,17 +299,25 @@ class _Run:
         return Chunk(_stack(index, self.lanes), _stack(rate, self.lanes))
 
     def record(self, carry: Carry, points: Any) -> None:
+        """After a chunk: what was checked, the curves, copies and the watches."""
         every = self.recipe.evaluate_every
-        self.leak = max(self.leak, float(np.max(points.pop("leak"))))
-        self.finite = self.finite and bool(np.all(points.pop("finite")))
+        self.checked({name: points.pop(name) for name in ("leak", "finite")})
         steps = self.step + every * np.arange(1, self.per_chunk + 1)
-        self._note(steps, points)
-        self.step = int(steps[-1])
+        self.note(steps, points)
+        self.reached(int(steps[-1]), carry)
+
+    def checked(self, checks: Any) -> None:
+        self.leak = max(self.leak, float(np.max(checks["leak"])))
+        self.finite = self.finite and bool(np.all(checks["finite"]))
+
+    def reached(self, step: int, carry: Carry) -> None:
+        """The position, a copy where one is wanted, and the watches' turn."""
+        self.step = step
         self._keep(carry)
         for k, watch in enumerate(self.watches):
             watch.tick(self.step, self.recipe.steps, lambda k=k: self._state(carry, k))  # type: ignore[misc]
 
-    def _note(self, steps: np.ndarray, points: Any) -> None:
+    def note(self, steps: np.ndarray, points: Any) -> None:
         """Appends to the curves; arrays are (lanes, evaluations) or (evaluations,)."""
         lanes = len(self.trainings)
         self.curve.setdefault("step", []).append(np.tile(steps, (lanes, 1)))
@@ -299,9 +367,8 @@ def _finish(
     """Full shapes again; and the one look at the test set, at the best parameters and the last."""
     trainings, lanes = state.trainings, state.lanes
     data = trainings[0].data
-    static = static_of(trainings[0].network, trainings[0].recipe)
-    evaluate = programs(static, lanes)["evaluate"]
-    given = _given(trainings, [Form() for _ in trainings], lanes, state.dtype)
+    run = programs(static_of(trainings[0].network, trainings[0].recipe), lanes)
+    given = _given(trainings, [Form() for _ in trainings], lanes, state.dtype, told=False)
 
     def whole(params: Any, k: int) -> Any:
         return forms[k].full(_lane(params, k, lanes), starts[k])
@@ -309,15 +376,18 @@ def _finish(
     count = range(len(trainings))
     last = [whole(carry.params, k) for k in count]
     best = [whole(carry.best_params, k) for k in count]
-    test, train = _device(data.test, data), _device(data.train, data)
 
-    def score(params: list[Any], stats: Any, examples: Examples) -> np.ndarray:
-        loss, right = evaluate(given, _stack(params, lanes), stats, examples)
+    def score(params: list[Any], stats: Any, examples: sets.Examples) -> np.ndarray:
+        net = _stack(params, lanes)
+        if feed.streams(data):
+            loss, right = feed.evaluate(run, given, net, stats, examples, data, lanes)
+        else:
+            loss, right = run["evaluate"](given, net, stats, _device(examples, data))
         accuracy = np.asarray(right, np.float64) / len(examples.labels)
         return np.stack([np.reshape(loss, -1), np.reshape(accuracy, -1)])
 
-    at_last, at_train = score(last, carry.stats, test), score(last, carry.stats, train)
-    at_best = score(best, carry.best_stats, test)
+    at_last, at_train = score(last, carry.stats, data.test), score(last, carry.stats, data.train)
+    at_best = score(best, carry.best_stats, data.test)
     wall = (time.perf_counter() - began[0]) / len(trainings)
     cpu = (time.process_time() - began[1]) / len(trainings)
     fitted = []

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from secateur.core.network import Network
 from secateur.core.trees import flatten, map_mask, unflatten
-from secateur.data.augment import normalise, pad_crop_flip
+from secateur.data.augment import AUGMENTATIONS, fitted, normalise
 from secateur.structure.canonical import canonical
 from secateur.train.losses import LOSSES
 from secateur.train.masked import leak, masked
@@ -150,10 +150,14 @@ def begin(static: Static, given: Given, params: Any, stats: Any) -> Carry:
     return Carry(params, stats, moments, zero, infinite, zero, params, stats)
 
 
-def _inputs(data: Examples, index: Any, given: Given, augment: Any, dtype: Any) -> jax.Array:
+def _inputs(
+    static: Static, data: Examples, index: Any, given: Given, augment: Any, dtype: Any
+) -> jax.Array:
     images, mean, std = data.images[index], data.mean, data.std
-    if augment is not None:
-        images = pad_crop_flip(images, augment)
+    if augment is None:
+        images = fitted(images, static.network.input_shape)
+    else:
+        images = AUGMENTATIONS[static.augment](images, augment, static.network.input_shape)
     if given.features is not None:
         shape = images.shape[1:]
         cut = lambda a: jnp.broadcast_to(a, shape).reshape(-1)[given.features]
@@ -164,10 +168,28 @@ def _inputs(data: Examples, index: Any, given: Given, augment: Any, dtype: Any) 
 
 def evaluate(static: Static, given: Given, params: Any, stats: Any, data: Examples) -> Any:
     """Mean loss over a set, and how many are right; every example counts once."""
-    loss = LOSSES[static.loss]
     count = len(data.labels)
-    block = min(BLOCK, count)
-    starts = jnp.arange(0, count, block)
+    losses, right = sums(static, given, params, stats, data, count, nothing(params))
+    return losses / count, right
+
+
+def nothing(params: Any) -> tuple[jax.Array, jax.Array]:
+    """The sums of no example."""
+    return jnp.zeros((), jax.tree.leaves(params)[0].dtype), jnp.zeros((), jnp.int32)
+
+
+def sums(
+    static: Static, given: Given, params: Any, stats: Any, data: Examples, count: Any, total: Any
+) -> Any:
+    """``total`` and the losses of the first ``count`` examples of ``data``, and how many are right.
+
+    Args:
+        count: may be traced, at least 1: what comes after is filling of a last, short piece.
+    """
+    loss = LOSSES[static.loss]
+    size = len(data.labels)
+    block = min(BLOCK, size)
+    starts = jnp.arange(0, size, block)
     dtype = jax.tree.leaves(params)[0].dtype
     net = whole(static, params, placed(static, given, params))
 
@@ -176,16 +198,14 @@ def evaluate(static: Static, given: Given, params: Any, stats: Any, data: Exampl
         inside = index < count  # the last block is short: its surplus counts nothing
         index = jnp.minimum(index, count - 1)
         logits = given.alpha * static.network.apply(
-            net, stats, _inputs(data, index, given, None, dtype)
+            net, stats, _inputs(static, data, index, given, None, dtype)
         )
         labels = data.labels[index]
         losses = jnp.where(inside, loss(logits, labels), 0)
         right = inside & (jnp.argmax(logits, axis=-1) == labels)
         return (total[0] + jnp.sum(losses), total[1] + jnp.sum(right, dtype=jnp.int32)), None
 
-    zero = (jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
-    (losses, right), _ = jax.lax.scan(one, zero, starts)
-    return losses / count, right
+    return jax.lax.scan(one, total, starts)[0]
 
 
 def _step(static: Static, given: Given, data: Examples, state: Any, x: Any) -> Any:
@@ -194,7 +214,7 @@ def _step(static: Static, given: Given, data: Examples, state: Any, x: Any) -> A
     dtype = jax.tree.leaves(carry.params)[0].dtype
     key = jax.random.fold_in(given.key, carry.step)
     augment = None if static.augment == "none" else jax.random.fold_in(key, 1)
-    inputs = _inputs(data, index, given, augment, dtype)
+    inputs = _inputs(static, data, index, given, augment, dtype)
     labels = data.labels[index]
 
     def objective(net: Any) -> tuple[jax.Array, Any]:
@@ -214,43 +234,64 @@ def _step(static: Static, given: Given, data: Examples, state: Any, x: Any) -> A
 def _compare(static: Static, given: Given, validation: Examples, carry: Carry) -> Any:
     """Evaluates, and keeps the parameters of the lowest validation loss; the first of equals."""
     loss, right = evaluate(static, given, carry.params, carry.stats, validation)
+    return _best(carry, loss), {"validation_loss": loss, "validation_right": right}
+
+
+def _best(carry: Carry, loss: jax.Array) -> Carry:
     better = loss < carry.best_loss
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(better, a, b), new, old)
-    carry = carry._replace(
+    return carry._replace(
         best_loss=jnp.where(better, loss, carry.best_loss),
         best_step=jnp.where(better, carry.step, carry.best_step),
         best_params=keep(carry.params, carry.best_params),
         best_stats=keep(carry.stats, carry.best_stats),
     )
-    return carry, {"validation_loss": loss, "validation_right": right}
+
+
+def _steps(
+    static: Static, given: Given, carry: Carry, order: Any, rate: Any, train: Examples
+) -> Carry:
+    state = carry, placed(static, given, carry.params)
+    step = lambda state, x: (_step(static, given, train, state, x), None)
+    (carry, _), _ = jax.lax.scan(step, state, (order, rate))
+    return carry
+
+
+def _held(given: Given, carry: Carry) -> dict[str, jax.Array]:
+    """What is checked at the end of every call: zeros are zeros, and numbers are numbers."""
+    leaves = [*jax.tree.leaves(carry.params), *jax.tree.leaves(carry.moments)]
+    return {
+        "leak": leak(given.mask, carry.params, carry.moments),
+        "finite": jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in leaves])),
+    }
 
 
 def _chunk(
     static: Static, given: Given, carry: Carry, chunk: Chunk, train: Examples, validation: Examples
 ) -> Any:
     def interval(carry: Carry, x: Any) -> Any:
-        state = carry, placed(static, given, carry.params)
-        step = lambda state, x: (_step(static, given, train, state, x), None)
-        (carry, _), _ = jax.lax.scan(step, state, x)
+        order, rate = x
+        carry = _steps(static, given, carry, order, rate, train)
         return _compare(static, given, validation, carry)
 
     carry, curve = jax.lax.scan(interval, carry, (chunk.order, chunk.rate))
-    moments = jax.tree.leaves(carry.moments)
-    curve["leak"] = leak(given.mask, carry.params, carry.moments)
-    curve["finite"] = jnp.all(
-        jnp.stack([jnp.all(jnp.isfinite(a)) for a in [*jax.tree.leaves(carry.params), *moments]])
-    )
-    return carry, curve
+    return carry, curve | _held(given, carry)
 
 
 @lru_cache(maxsize=256)
 def programs(static: Static, lanes: bool) -> dict[str, Any]:
-    """The three compiled functions of a (network, recipe) pair.
+    """The compiled functions of a (network, recipe) pair; those that are called get compiled.
 
+    For sets on the device:
     ``begin(given, params, stats, validation) -> (carry, curve)`` evaluates the start;
     ``chunk(given, carry, chunk, train, validation) -> (carry, curve)``;
     ``evaluate(given, params, stats, data) -> (loss, right)``.
-    As lanes, every argument but the sets has a leading lane axis.
+    For sets that come in pieces (train/feed.py):
+    ``start(given, params, stats) -> carry``;
+    ``steps(given, carry, order, rate, train) -> (carry, checks)``, order (steps, batch);
+    ``sums(given, params, stats, data, count, total) -> total``;
+    ``best(carry, loss) -> carry``.
+    As lanes, every argument but sets and counts has a leading lane axis.
     """
 
     def first(given: Given, params: Any, stats: Any, validation: Examples) -> Any:
@@ -262,16 +303,34 @@ def programs(static: Static, lanes: bool) -> dict[str, Any]:
     def score(given: Given, params: Any, stats: Any, data: Examples) -> Any:
         return evaluate(static, given, params, stats, data)
 
+    def start(given: Given, params: Any, stats: Any) -> Carry:
+        return begin(static, given, params, stats)
+
+    def steps(given: Given, carry: Carry, order: Any, rate: Any, train: Examples) -> Any:
+        carry = _steps(static, given, carry, order, rate, train)
+        return carry, _held(given, carry)
+
+    def add(given: Given, params: Any, stats: Any, data: Examples, count: Any, total: Any) -> Any:
+        return sums(static, given, params, stats, data, count, total)
+
+    best = _best
     if lanes:
         first = jax.vmap(first, in_axes=(0, 0, 0, None))
         chunk = jax.vmap(chunk, in_axes=(0, 0, 0, None, None))
         score = jax.vmap(score, in_axes=(0, 0, 0, None))
+        start, best = jax.vmap(start), jax.vmap(best)
+        steps = jax.vmap(steps, in_axes=(0, 0, 0, 0, None))
+        add = jax.vmap(add, in_axes=(0, 0, 0, None, None, 0))
     # Last, after differentiation and vmap: convolutions in the order that is fast inside loops on
     # the CPU. Programs without any are left as they are.
     return {
         "begin": jax.jit(canonical(first)),
         "chunk": jax.jit(canonical(chunk), donate_argnums=1),
         "evaluate": jax.jit(canonical(score)),
+        "start": jax.jit(start),
+        "steps": jax.jit(canonical(steps), donate_argnums=1),
+        "sums": jax.jit(canonical(add)),
+        "best": jax.jit(best),
     }
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 
 from secateur.core.errors import SecateurError, lookup
+from secateur.data.augment import AUGMENTATIONS
 from secateur.train.adam import scale_by_adam
 from secateur.train.losses import LOSSES
 
 OPTIMISERS = ("adam", "sgd", "momentum", "nesterov")
-AUGMENTATIONS = ("none", "pad_crop_flip")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Recipe:
         weight_decay: lambda; coupled (added to the gradient) unless ``decoupled``.
         drops: the rate is multiplied by a factor from a step on: ``((32_000, .1), (48_000, .1))``.
         warmup: steps over which the rate grows linearly from 0.
-        augment: ``none`` or ``pad_crop_flip`` (pad 4, random crop, horizontal flip).
+        augment: a name in `data.augment.AUGMENTATIONS`: ``none``, ``pad_crop_flip`` (pad 4, random
+            crop, horizontal flip), ``resized_crop_flip``, ...
         loss: a name in `losses.LOSSES`.
     """
 
@@ -50,7 +51,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         lookup("optimiser", self.optimiser, dict.fromkeys(OPTIMISERS))
-        lookup("augmentation", self.augment, dict.fromkeys(AUGMENTATIONS))
+        lookup("augmentation", self.augment, AUGMENTATIONS)
         lookup("loss", self.loss, LOSSES)
         if not self.rate > 0:
             raise SecateurError(f"the learning rate is positive, not {self.rate}.")

@@ -254,17 +254,13 @@ def test_a_random_crop_is_its_box_resized_and_keys_decide() -> None:
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_every_augmentation_gives_inputs_of_the_network(name: str) -> None:
-    """From images of its size and from larger ones; compiled, as lanes, deterministic by key."""
-    for size in (16, 20):
-        images = jnp.asarray(photographs(5, size, size))
-        call = lambda key, images=images: AUGMENTATIONS[name](images, key, (16, 16, 3))
-        keys = jax.random.split(jax.random.key(0), 2)
-        lanes = jax.jit(jax.vmap(call))(keys)
-        assert lanes.shape == (2, 5, 16, 16, 3)
-        assert lanes.dtype == jnp.uint8
-        again = jax.jit(call)(keys[0])
-        assert np.abs(np.asarray(lanes[0], int) - np.asarray(again, int)).max() <= 1
-        assert (name == "none") == np.array_equal(lanes[0], lanes[1])
+    """From larger images, compiled, as lanes with a key each."""
+    images = jnp.asarray(photographs(5, 20, 20))
+    lanes = jax.jit(jax.vmap(lambda key: AUGMENTATIONS[name](images, key, (16, 16, 3))))
+    found = lanes(jax.random.split(jax.random.key(0), 2))
+    assert found.shape == (2, 5, 16, 16, 3)
+    assert found.dtype == jnp.uint8
+    assert (name == "none") == np.array_equal(found[0], found[1])
 
 
 def test_fitted_leaves_what_fits_and_floats_of_other_shapes() -> None:
