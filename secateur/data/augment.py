@@ -257,6 +257,6 @@ AUGMENTATIONS: dict[str, Augment] = {
     # Tiny-ImageNet in NTK-SAP: RandomResizedCrop(64, scale=(.1, 1), ratio=(.8, 1.25)), flip.
     "resized_crop_flip_tiny": _resized_crop_flip((0.1, 1.0), (0.8, 1.25)),
     # ImageNet in NTK-SAP (and torchvision's defaults): RandomResizedCrop(224), flip. SynFlow draws
-    # scale from (.2, 1) and adds grey images and colour jitter: `resized_crop_colour_flip`.
+    # scale from (.2, 1) and adds grey images and colour jitter, which are not offered here.
     "resized_crop_flip": _resized_crop_flip((0.08, 1.0), (3 / 4, 4 / 3)),
 }
