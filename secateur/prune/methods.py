@@ -62,6 +62,8 @@ METHODS: dict[str, Row] = {
     "ntk-sap": Row("criteria.ntk_sap:NtkSap"),
     "ntk-sap-limit": Row("criteria.ntk_sap:NtkSap", {"estimator": "limit"}),
     "ntt": Row("transfer:NeuralTangentTransfer"),
+    "ntt-full": Row("transfer:NeuralTangentTransfer", {"kernel": "full"}),
+    "ntt-global": Row("transfer:NeuralTangentTransfer", {"ranking": "everywhere"}),
 }
 
 
