@@ -187,10 +187,25 @@ class Case:
         return unflatten(flat_, self.params)
 
 
-def case(net: Network, seed: int, density: float = 0.5, dead: float = 0.35) -> Case:
+def usual(net: Network, seed: int) -> Any:
+    """Parameters and statistics of a built-in network as they start, without compiling its init."""
+    rng = np.random.default_rng(seed)
+    given = jax.eval_shape(net.init, jax.random.key(0))
+    flat_ = {k: np.zeros(v.shape) for k, v in flatten(given).items()}
+    for k, v in flat_.items():
+        if k.endswith(("/scale", "/var")):
+            flat_[k] = np.ones(v.shape)
+        elif k.endswith("/kernel"):
+            flat_[k] = rng.standard_normal(v.shape) * np.sqrt(2 / np.prod(v.shape[:-1]))
+    return unflatten(flat_, given)
+
+
+def case(
+    net: Network, seed: int, density: float = 0.5, dead: float = 0.35, drawn: Any = None
+) -> Case:
     """A sparse mask under which whole rows and columns are empty."""
     rng = np.random.default_rng(seed)
-    drawn = net.init(jax.random.key(seed))
+    drawn = net.init(jax.random.key(seed)) if drawn is None else drawn
     dtype = jnp.result_type(float)
     params, stats = jax.tree.map(lambda a: np.asarray(a, dtype), drawn)
     masks: dict[str, Any] = {}
