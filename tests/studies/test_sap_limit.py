@@ -24,7 +24,7 @@ TINY = msgspec.structs.replace(
     levels=(6,),
     level=6,
     draws=(2, 8, 32),
-    budgets=(1, 2),
+    budgets=(1, 5),
     closed=400,
 )
 
@@ -50,7 +50,7 @@ def test_every_cell_is_its_own_and_stands_after_what_it_needs() -> None:
 
 
 def test_more_levels_draws_and_budgets_leave_addresses_as_they_are() -> None:
-    more = msgspec.structs.replace(TINY, levels=(6, 10), draws=(2, 8, 32, 64), budgets=(1, 2, 3))
+    more = msgspec.structs.replace(TINY, levels=(6, 10), draws=(2, 8, 32, 64), budgets=(1, 5, 7))
     assert {c.address for c in made()} <= {c.address for c in made(more)}
 
 
