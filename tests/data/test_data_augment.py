@@ -164,7 +164,8 @@ def test_rectangles_are_resized_as_pillow_does(height: int, width: int) -> None:
     rng = np.random.default_rng(0)
     h, w = rng.integers(1, 31, 12), rng.integers(1, 41, 12)
     boxes = np.stack([rng.integers(0, 31 - h), rng.integers(0, 41 - w), h, w], axis=1)
-    found = resize_boxes(jnp.asarray(images), jnp.asarray(boxes), height, width)
+    compiled = jax.jit(resize_boxes, static_argnums=(2, 3))
+    found = compiled(jnp.asarray(images), jnp.asarray(boxes), height, width)
     assert found.dtype == jnp.uint8
     expected = np.stack([by_pillow(i, b, height, width) for i, b in zip(images, boxes)])
     apart = np.abs(np.asarray(found, int) - expected)
@@ -176,8 +177,9 @@ def test_resize_is_pillows_and_nothing_at_the_same_size() -> None:
     images = photographs(4, 30, 40)
     whole = np.tile([0, 0, 30, 40], (4, 1))
     expected = np.stack([by_pillow(i, b, 18, 23) for i, b in zip(images, whole)])
-    assert np.abs(np.asarray(resize(jnp.asarray(images), 18, 23), int) - expected).max() <= 1
-    np.testing.assert_array_equal(resize(jnp.asarray(images), 30, 40), images)
+    compiled = jax.jit(resize, static_argnums=(1, 2))
+    assert np.abs(np.asarray(compiled(images, 18, 23), int) - expected).max() <= 1
+    np.testing.assert_array_equal(compiled(images, 30, 40), images)
 
 
 @pytest.mark.parametrize(("size", "cut"), [((256, 256), 224), ((9, 7), 4), ((10, 7), 7)])
@@ -218,7 +220,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:
     n, key = 2000, jax.random.key(4)
-    boxes = np.asarray(crop_boxes(key, n, height, width, scale, ratio))
+    boxes = np.asarray(jax.jit(lambda key: crop_boxes(key, n, height, width, scale, ratio))(key))
     area, shape, _ = jax.random.split(key, 3)
     share = jax.random.uniform(area, (n, 10), jnp.float32, *scale)
     log = jax.random.uniform(shape, (n, 10), jnp.float32, *map(float, np.log(ratio)))
@@ -243,13 +245,14 @@ def test_boxes_are_drawn_as_torchvision_draws_them(
 
 def test_a_random_crop_is_its_box_resized_and_keys_decide() -> None:
     images = jnp.asarray(photographs(6, 32, 32))
-    found = random_resized_crop(images, jax.random.key(1), 16, 16, (0.1, 1.0), (0.8, 1.25))
-    boxes = crop_boxes(jax.random.key(1), 6, 32, 32, (0.1, 1.0), (0.8, 1.25))
+    tiny = (0.1, 1.0), (0.8, 1.25)
+    crop = jax.jit(lambda key: random_resized_crop(images, key, 16, 16, *tiny))
+    found = crop(jax.random.key(1))
+    boxes = jax.jit(lambda key: crop_boxes(key, 6, 32, 32, *tiny))(jax.random.key(1))
     expected = np.stack([by_pillow(np.asarray(i), b, 16, 16) for i, b in zip(images, boxes)])
     assert np.abs(np.asarray(found, int) - expected).max() <= 1
     assert len(np.unique(boxes, axis=0)) == 6, "each image its own box"
-    other = random_resized_crop(images, jax.random.key(2), 16, 16)
-    assert not np.array_equal(found, other)
+    assert not np.array_equal(found, crop(jax.random.key(2)))
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

@@ -144,6 +144,7 @@ def test_what_goes_wrong_while_reading_is_raised(
         fit(t)
 
 
+@pytest.mark.long
 def test_large_stored_images_are_cut_and_others_are_not(tmp_path: Path) -> None:
     """Images of 28 x 28 for a network of 20 x 20: the centre is evaluated, resized crops train."""
     data = digits()
