@@ -93,10 +93,16 @@ def compact(
 
     Raises:
         SecateurError: for such a constant under ``"refuse"``, for a network whose function depends
-            on its widths or that does not run on others, or a mask without parameters.
+            on its widths or that does not run on others, or a mask without parameters or
+            statistics.
     """
     if inexact not in INEXACT:
         raise SecateurError(f"inexact is 'refuse' or 'keep', not {inexact!r}.")
+    if stats is None and not isinstance(ticket, Ticket) and has_statistics(network):
+        raise SecateurError(
+            f"the constants of {network.name!r} depend on its batch statistics: give stats, or a "
+            "ticket."
+        )
     mask, params, stats = of(ticket, params, stats)
     channels = read_channels(network, params, stats)
     found = plan(network, channels, params, stats, mask)
@@ -149,6 +155,11 @@ def of(
             "a mask alone says nothing about the weights under it: give params, or a ticket."
         )
     return ticket, params, {} if stats is None else stats
+
+
+def has_statistics(network: Network) -> bool:
+    """Whether the network has batch statistics."""
+    return bool(jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))[1]))
 
 
 def smaller(network: Network, chosen: Selection) -> Network:

@@ -118,9 +118,12 @@ class Health:
 
     @property
     def narrowest(self) -> Layer | None:
-        """The layer with the fewest live units: all that passes goes through them."""
-        known = [l for l in self.layers if l.live is not None]
-        return min(known, key=lambda l: l.live or 0, default=None)
+        """Of the layers that lost units, the one with the fewest left; None if none did.
+
+        Without shortcuts all that passes goes through them.
+        """
+        lost = [l for l in self.layers if l.live is not None and l.live != l.units]
+        return min(lost, key=lambda l: l.live or 0, default=None)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a layer, for tables and figures."""
@@ -247,7 +250,8 @@ def examine(
     """
     dense_known = params is not None
     if stats is None and not isinstance(ticket, Ticket):
-        stats = network.init(jax.random.key(0))[1]
+        # Only what is returned is computed: no weights are drawn.
+        stats = jax.jit(lambda key: network.init(key)[1])(jax.random.key(0))
     mask, params, stats = of(ticket, params, stats)
     missing: dict[str, str] = {}
 

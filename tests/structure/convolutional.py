@@ -38,7 +38,8 @@ def _network(
     norms = norms or {}
 
     def init(key: Any) -> Any:  # numpy: nothing to compile
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        traced = isinstance(key, jax.core.Tracer)  # for shapes alone
+        rng = np.random.default_rng(0 if traced else np.asarray(jax.random.key_data(key)))
         params: dict[str, Any] = {}
         stats: dict[str, Any] = {}
         for k, size in kernels.items():
