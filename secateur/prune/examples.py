@@ -113,6 +113,19 @@ def gather(
         images = np.asarray(images[rows])
         labels = None if labels is None else labels[rows]
         record["drawn"] = kept
+    per_class = getattr(method, "per_class", None)
+    if per_class and labels is not None:
+        counts = np.bincount(labels, minlength=network.outputs)
+        fewest = int(np.argmin(counts))
+        if counts[fewest] < per_class:
+            raise SecateurError(
+                f"{name} scores {per_class} examples of each class, and class {fewest} has "
+                f"{counts[fewest]}; set per_class to {counts[fewest]} or less, or to None for "
+                "examples of any class."
+                if counts[fewest]
+                else f"{name} scores examples of each of {network.outputs} classes, and the data "
+                f"have none of class {fewest}; give some, or set per_class to None."
+            )
     on_device = None if labels is None else jnp.asarray(labels, jnp.int32)
     return Source(jnp.asarray(images), on_device, prepare, record)
 

@@ -287,6 +287,8 @@ X, Y = arrays()
         ({"data": X}, r"snip needs labels, and the data have none"),
         ({"data": (X[:, :3], Y)}, r"shape \(3, 3, 1\) each, but mlp-8-6 takes \(4, 3, 1\)"),
         ({"data": (X, Y + 1)}, "labels go from 1 to 3, but mlp-8-6 has 3 outputs"),
+        ({"per_class": 10**3}, "1000 examples of each class, and class . has"),
+        ({"data": (X, Y * 0), "per_class": 1}, "the data have none of class 1; give some"),
         ({"data": (X, Y[:5])}, "60 examples but 5 labels"),
         ({"data": (X, np.eye(3)[Y])}, r"one-hot rows give labels.argmax\(1\)"),
         ({"data": (X * np.nan, Y)}, "60 examples hold NaN"),
