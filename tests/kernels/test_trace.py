@@ -19,7 +19,14 @@ from secateur.networks.layers import conv, dense, flat, max_pool
 from secateur.networks.mlp import mlp
 
 pytestmark = pytest.mark.usefixtures("x64")
-COUNTED = ["masked", "full"]
+
+
+def long(*values: Any) -> Any:
+    """A case that takes a while, most of it to compile, and says what another says."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+COUNTED = ["masked", long("full")]
 
 
 def dense_net(activation: str = "relu") -> Network:
@@ -112,7 +119,7 @@ def by_definition(network: Network, params: Any, gates: Any, x: Any, counted: st
     return found
 
 
-@pytest.mark.parametrize("counted", COUNTED)
+@pytest.mark.parametrize("counted", ["masked", "full"])
 @pytest.mark.parametrize("form", ["layers", "examples"])
 def test_dense_layers_in_both_forms_are_the_jacobian_squared(
     form: str, counted: str, getkey: Any
@@ -124,7 +131,7 @@ def test_dense_layers_in_both_forms_are_the_jacobian_squared(
 
 
 @pytest.mark.parametrize("counted", COUNTED)
-@pytest.mark.parametrize("make", [conv_net, tied_net, turned_net])
+@pytest.mark.parametrize("make", [conv_net, long(tied_net), long(turned_net)])
 def test_what_is_no_dense_layer_is_the_jacobian_squared_by_examples(
     make: Any, counted: str, getkey: Any
 ) -> None:
@@ -148,8 +155,15 @@ def test_which_form_it_is_can_be_asked_and_layers_are_refused_with_the_leaf_name
         trace(conv_net(), params, {}, gates, x, counted="maskd")
 
 
-@pytest.mark.parametrize("counted", COUNTED)
-@pytest.mark.parametrize("form", ["layers", "examples"])
+@pytest.mark.parametrize(
+    ("counted", "form"),
+    [
+        ("masked", "layers"),
+        long("masked", "examples"),
+        long("full", "layers"),
+        long("full", "examples"),
+    ],
+)
 def test_the_saliency_is_the_slope_along_each_gate(form: str, counted: str, getkey: Any) -> None:
     network = dense_net("tanh")
     params, gates, x = problem(network, getkey, n=3)

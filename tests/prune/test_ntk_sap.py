@@ -160,7 +160,7 @@ def layer_sums(sap: NtkSap, network: Network, mask: Any) -> list[float]:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("estimator", ["fd", "vjp", "limit", *map(long, ("jvp", "exact"))])
+@pytest.mark.parametrize("estimator", ["fd", "limit", *map(long, ("jvp", "vjp", "exact"))])
 def test_layers_and_units_of_a_dense_net_conserve_the_score(estimator: str) -> None:
     theta = "redrawn" if estimator == "limit" else "fixed"
     options = {**GIVEN, "theta": theta}
@@ -217,6 +217,7 @@ def test_each_layer_carries_the_whole_function() -> None:
         np.testing.assert_allclose(moved, out, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
 def test_biases_leave_only_the_last_layer_conserved_and_zero_biases_all() -> None:
     straight = mlp(9, 8, input_shape=(6,), outputs=4)
@@ -244,6 +245,7 @@ def test_biases_leave_only_the_last_layer_conserved_and_zero_biases_all() -> Non
         signed(replace(sap, estimator="limit"), network, mask)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
 def test_a_branch_beside_the_identity_carries_less_and_the_same_in_both_layers() -> None:
     sap = NtkSap(estimator="vjp", draws=1, examples=40)
@@ -322,7 +324,7 @@ def scores_of_draws(sap: NtkSap, network: Network, mask: Any, draws: int, **give
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("estimator", "trace"),
-    [("vjp", "masked"), long("vjp", "full"), long("jvp", "masked"), long("jvp", "full")],
+    [long("vjp", "masked"), long("vjp", "full"), long("jvp", "masked"), long("jvp", "full")],
 )
 def test_random_directions_estimate_the_exact_trace_and_its_scores(
     estimator: str, trace: str

@@ -84,6 +84,7 @@ def test_what_cannot_run_is_refused_in_one_sentence(change: dict[str, Any], said
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_the_closed_form_is_the_mean_of_the_draws_and_layers_conserve_the_score() -> None:
     found = alone("closed form").values
     assert abs(found["z"]) < 4
