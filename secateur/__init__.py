@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors;
     from secateur.core.keys import key as key
     from secateur.core.network import Network as Network
     from secateur.data.examples import Sets as Sets
+    from secateur.data.decode import read_folder as read_folder
     from secateur.data.registry import load as load
     from secateur.data.splits import from_arrays as from_arrays
     from secateur.data.splits import split as split
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors;
     from secateur.train.fit import fit as fit
     from secateur.train.fit import fit_lanes as fit_lanes
     from secateur.train.masked import masked as masked
+    from secateur.train.masked import put as put
     from secateur.train.recipes import RECIPES as RECIPES
     from secateur.train.recipes import Recipe as Recipe
     from secateur.train.training import Fitted as Fitted
@@ -46,6 +48,7 @@ _WHERE = {  # in reading order: data, networks, training, pruning
     "load": "data.registry",
     "split": "data.splits",
     "from_arrays": "data.splits",
+    "read_folder": "data.decode",
     "Sets": "data.examples",
     "Network": "core.network",
     "mlp": "networks.mlp",
@@ -59,6 +62,7 @@ _WHERE = {  # in reading order: data, networks, training, pruning
     "fit": "train.fit",
     "fit_lanes": "train.fit",
     "masked": "train.masked",
+    "put": "train.masked",
     "find": "prune.find",
     "find_lanes": "prune.find",
     "Ticket": "prune.ticket",
@@ -76,6 +80,7 @@ __all__ = [  # noqa: RUF022 - reading order
     "load",
     "split",
     "from_arrays",
+    "read_folder",
     "Sets",
     "Network",
     "mlp",
@@ -89,6 +94,7 @@ __all__ = [  # noqa: RUF022 - reading order
     "fit",
     "fit_lanes",
     "masked",
+    "put",
     "find",
     "find_lanes",
     "Ticket",

@@ -412,7 +412,8 @@ def data(name: str | None, data_dir: str | None) -> None:
         )
         return
     for row in describe(data_dir):
-        where = row["where"] if row["found"] else "not here: fetched when first used"
+        lacking = "fetched when first used" if row["fetched"] else "to be put into --data-dir"
+        where = row["where"] if row["found"] else f"not here: {lacking}"
         click.echo(f"{row['name']:<16}{row['bytes'] / 1e6:>8.1f} MB  {row['title']}; {where}")
 
 

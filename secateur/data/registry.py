@@ -134,7 +134,8 @@ def describe(data_dir: str | None = None) -> list[dict[str, Any]]:
 
     Returns:
         Rows with name, title, found (bool), where (directory or None), bytes (to download; for
-        data inside the package its size), licence, citation, classes (number), shape.
+        data inside the package its size), licence, citation, classes (number), shape, and
+        fetched (bool): whether it is downloaded where it is not found.
     """
     rows = []
     for entry in DATASETS.values():
@@ -147,6 +148,7 @@ def describe(data_dir: str | None = None) -> list[dict[str, Any]]:
                 "found": place is not None,
                 "where": _source(entry, place) if place else None,
                 "bytes": sum(d.bytes for d in entry.downloads) or inside,
+                "fetched": bool(entry.downloads),
                 "licence": entry.licence,
                 "citation": entry.citation,
                 "classes": len(entry.classes),

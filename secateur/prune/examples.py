@@ -15,7 +15,7 @@ from secateur.core.errors import SecateurError
 from secateur.core.keys import Key, fold
 from secateur.core.network import Network
 from secateur.core.trees import Params
-from secateur.data.augment import normalise
+from secateur.data.augment import fitted, normalise
 from secateur.data.examples import Dataset, Examples, Sets
 from secateur.prune.criterion import Construction, Criterion
 
@@ -25,15 +25,26 @@ MOST_COLLECTED = 10_000  # examples read from an iterable, at most
 
 @dataclass(frozen=True)
 class Normalise:
-    """Stored images -> inputs: ``(x / 255 - mean) / std`` in the program. Hashable by value."""
+    """Stored images -> inputs: ``(x / 255 - mean) / std`` in the program. Hashable by value.
+
+    Of images larger than ``shape`` (height, width, channels) the centre is taken, as in training.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: str
+    shape: tuple[int, ...] = ()
 
     def __call__(self, images: jax.Array) -> jax.Array:
+        if self._larger(images.shape):
+            images = fitted(images, self.shape)
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
         return normalise(images, mean, std, self.dtype)
+
+    def _larger(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 4 == len(self.shape) + 1 and (
+            shape[3] == self.shape[2] and shape[1] >= self.shape[0] and shape[2] >= self.shape[1]
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,9 @@ def gather(
     if data is None:
         words = "examples and labels" if "labels" in method.needs else "examples"
         raise SecateurError(f"{name} scores weights on {words}; give data.")
-    images, labels, prepare, record = _arrays(data, dtype, _wanted(method, network, rounds))
+    images, labels, prepare, record = _arrays(
+        data, dtype, _wanted(method, network, rounds), tuple(network.input_shape)
+    )
     seen = jax.eval_shape(prepare, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
     if seen.shape[1:] != network.input_shape:
         raise SecateurError(
@@ -146,7 +159,7 @@ def _wanted(method: Any, network: Network, rounds: int) -> int:
 
 
 def _arrays(
-    data: Any, dtype: str, wanted: int
+    data: Any, dtype: str, wanted: int, shape: tuple[int, ...]
 ) -> tuple[Any, np.ndarray | None, Any, dict[str, Any]]:
     if isinstance(data, Sets | Dataset):
         record: dict[str, Any] = {
@@ -157,7 +170,7 @@ def _arrays(
         }
         if isinstance(data, Sets):
             record["split"] = data.split
-        prepare = Normalise(data.mean, data.std, dtype)
+        prepare = Normalise(data.mean, data.std, dtype, shape)
         return data.train.images, data.train.labels, prepare, record
     if isinstance(data, str):
         raise SecateurError(
@@ -195,7 +208,9 @@ def _arrays(
         mean = np.mean(images, axes, dtype=np.float64) / 255
         std = np.std(images, axes, dtype=np.float64) / 255
         std = np.where(std > 0, std, 1.0)
-        prepare = Normalise(tuple(np.ravel(mean).tolist()), tuple(np.ravel(std).tolist()), dtype)
+        prepare = Normalise(
+            tuple(np.ravel(mean).tolist()), tuple(np.ravel(std).tolist()), dtype, shape
+        )
         record["normalised"] = {"mean": list(prepare.mean), "std": list(prepare.std), "own": True}
         return images, labels, prepare, record
     if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():

@@ -246,3 +246,33 @@ def test_ctrl_c_after_the_work_is_done_changes_nothing() -> None:
     assert done.returncode == 0, done.stderr
     assert "lottery" in done.stdout
     assert done.stderr == ""
+
+
+def test_find_writes_a_ticket_and_examine_reads_it(tmp_path: Path) -> None:
+    asked = ["find", "snip", "--density", "0.05", "--network", "lenet-300-100", "--seed", "2"]
+    told = secateur(*asked, "--set", "examples=40", "--out", "t.safetensors", cwd=tmp_path).stdout
+    assert "direct density     5.0000% of 266,200 prunable weights" in told
+    assert f"ticket   {tmp_path / 't.safetensors'}" in told
+    again = secateur("examine", "t.safetensors", cwd=tmp_path).stdout
+    table = told[told.index("layer           weights") : told.index("\nticket")].strip()
+    assert table in again, "the table of the saved ticket is that of the found one"
+    from secateur.prune.ticket import Ticket
+
+    made = Ticket.load(tmp_path / "t.safetensors").provenance
+    assert (made.method, made.seed, made.options["examples"]) == ("snip", 2, 40)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["find", "snipp", "--density", "0.1"], "Did you mean 'snip'?"),
+        (["find", "synflow", "--density", "0"], "above 0"),
+        (["find", "snip", "--density", "0.1", "--set", "exampels=3"], "Did you mean 'examples'?"),
+        (["find", "snip", "--density", "0.1", "--set", "examples=few"], "examples"),
+        (["find", "synflow", "--density", "0.1", "--network", "resnet-2"], "6 n + 2 layers"),
+        (["examine", "none.safetensors"], "none.safetensors"),
+    ],
+)
+def test_mistakes_about_tickets_are_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+    assert said in refused(*words, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
