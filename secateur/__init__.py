@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors;
     from secateur.core.errors import SecateurError as SecateurError
     from secateur.core.keys import key as key
     from secateur.core.network import Network as Network
-    from secateur.data.examples import Sets as Sets
     from secateur.data.decode import read_folder as read_folder
+    from secateur.data.examples import Sets as Sets
     from secateur.data.registry import load as load
     from secateur.data.splits import from_arrays as from_arrays
     from secateur.data.splits import split as split

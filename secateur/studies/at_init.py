@@ -21,7 +21,6 @@ from secateur.studies.at_init_words import SHUFFLED, branches, citation, notes, 
 from secateur.studies.figures import Curves
 
 if TYPE_CHECKING:
-    from secateur.core.network import Network
     from secateur.data.examples import Sets
     from secateur.train.training import Fitted, Training
 
@@ -98,7 +97,7 @@ presets: dict[str, Fields] = {
 }
 seeds = {"quick": 3, "mlp": 5, "lenet-5": 3}
 
-_X = {"x": "density", "x_title": "weights remaining", "x_log": True, "x_reverse": True}
+_X: dict[str, Any] = {"x": "density", "x_title": "weights remaining", "x_log": True, "x_reverse": True}
 figures = (
     Curves(
         name="accuracy",
@@ -144,7 +143,7 @@ def check(fields: Fields) -> None:
     from secateur.networks.registry import entry
     from secateur.prune.methods import METHODS as KNOWN
 
-    _recipe(fields)
+    trained.adam(fields)
     entry(fields.network)
     for method in fields.methods:
         lookup("method", method, KNOWN)
@@ -202,24 +201,6 @@ def takes(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _recipe(fields: Fields) -> Any:
-    from secateur.train.recipes import Recipe
-
-    return Recipe(
-        rate=fields.learning_rate,
-        batch=fields.batch,
-        steps=fields.steps,
-        evaluate_every=fields.evaluate_every,
-    )
-
-
-def _network(fields: Fields, data: Sets) -> Network:
-    from secateur.networks.registry import network
-
-    shape = tuple(data.train.images.shape[1:])
-    return network(fields.network, input_shape=shape, outputs=len(data.classes))
-
-
 def sets(fields: Fields) -> Sets:
     """The three sets of a run.
 
@@ -251,7 +232,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         {**cell.fields, "levels": [], "methods": [], "shuffled": True, "ticket": True}, Fields
     )
     data = sets(fields)
-    network = _network(fields, data)
+    network = trained.network_for(fields.network, data)
     branch, level, seed = cell.place["branch"], int(cell.place["level"]), cell.seed
     initial, stats, ones = lottery.begin(network, seed)
     weights = sum(trees.sizes(ones).values())
@@ -288,7 +269,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         start,
         stats,
         data,
-        _recipe(fields),
+        trained.adam(fields),
         mask,
         key(seed, "train"),  # of all methods: the same examples in the same order
         siblings=10,

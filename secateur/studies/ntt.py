@@ -23,7 +23,6 @@ from secateur.studies.ntt_claims import CLAIMS
 from secateur.studies.ntt_words import branches, citation, notes, sentence
 
 if TYPE_CHECKING:
-    from secateur.core.network import Network
     from secateur.data.examples import Sets
     from secateur.train.training import Fitted, Training
 
@@ -166,7 +165,7 @@ def check(fields: Fields) -> None:
     """
     from secateur.networks.registry import entry
 
-    _recipe(fields)
+    trained.adam(fields)
     entry(fields.network)
     for branch in fields.methods:
         lookup("method of the study ntt", branch, METHODS)
@@ -252,17 +251,6 @@ def takes(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _recipe(fields: Fields) -> Any:
-    from secateur.train.recipes import Recipe
-
-    return Recipe(
-        rate=fields.learning_rate,
-        batch=fields.batch,
-        steps=fields.steps,
-        evaluate_every=fields.evaluate_every,
-    )
-
-
 def _transfer(fields: Fields, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a transfer, checked."""
     from secateur.prune.transfer import NeuralTangentTransfer
@@ -280,13 +268,6 @@ def _transfer(fields: Fields, options: Mapping[str, Any]) -> dict[str, Any]:
     }
     NeuralTangentTransfer(**told)
     return told
-
-
-def _network(fields: Fields, data: Sets) -> Network:
-    from secateur.networks.registry import network
-
-    shape = tuple(data.train.images.shape[1:])
-    return network(fields.network, input_shape=shape, outputs=len(data.classes))
 
 
 def sets(fields: Fields) -> Sets:
@@ -311,7 +292,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
 
     fields = msgspec.convert({**cell.fields, "levels": [], "methods": []}, Fields)
     data = sets(fields)
-    network = _network(fields, data)
+    network = trained.network_for(fields.network, data)
     branch, level, seed = cell.place["branch"], int(cell.place["level"]), cell.seed
     initial, stats, ones = lottery.begin(network, seed)
     params, mask = initial, ones
@@ -347,7 +328,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         start,
         stats,
         data,
-        _recipe(fields),
+        trained.adam(fields),
         mask,
         key(seed, "train"),  # of all methods: the same examples in the same order
         siblings=1 if fields.steps >= 5000 else 10,

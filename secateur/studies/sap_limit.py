@@ -190,7 +190,7 @@ def check(fields: Fields) -> None:
     """
     from secateur.core.errors import lookup
 
-    _recipe(fields)
+    trained.adam(fields)
     lookup("initialiser", fields.initialiser, VARIANCES)
     if not fields.hidden or min(fields.hidden) < 1:
         raise SecateurError(f"hidden lists widths of at least 1, not {fields.hidden}.")
@@ -259,17 +259,6 @@ def takes(fields: Fields) -> dict[str, Any]:
         "memory": 1.2e9,
         "disk": 1e5,
     }
-
-
-def _recipe(fields: Fields) -> Any:
-    from secateur.train.recipes import Recipe
-
-    return Recipe(
-        rate=fields.learning_rate,
-        batch=fields.batch,
-        steps=fields.steps,
-        evaluate_every=fields.evaluate_every,
-    )
 
 
 def network(fields: Fields) -> Network:
@@ -349,7 +338,7 @@ def _trained(
         start,
         stats,
         data,
-        _recipe(fields),
+        trained.adam(fields),
         mask,
         key(seed, "train"),  # of all methods: the same examples in the same order
         siblings=10,

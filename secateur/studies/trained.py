@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from secateur.core.network import Network
     from secateur.data.examples import Sets
     from secateur.lab.cells import Result
+    from secateur.train.recipes import Recipe
     from secateur.train.training import Fitted
 
 
@@ -26,6 +28,30 @@ def sets(dataset: str, validation: int, split_seed: int) -> Sets:
     from secateur.data.splits import split
 
     return split(load(dataset), validation, split_seed)
+
+
+def adam(fields: Any) -> Recipe:
+    """Adam at a constant rate, as fields of these names say it.
+
+    Raises:
+        SecateurError: for what no recipe can be.
+    """
+    from secateur.train.recipes import Recipe
+
+    return Recipe(
+        rate=fields.learning_rate,
+        batch=fields.batch,
+        steps=fields.steps,
+        evaluate_every=fields.evaluate_every,
+    )
+
+
+def network_for(name: str, data: Sets) -> Network:
+    """The built-in network of that name, for images and classes of these data."""
+    from secateur.networks.registry import network
+
+    shape = tuple(data.train.images.shape[1:])
+    return network(name, input_shape=shape, outputs=len(data.classes))
 
 
 def data_address(data: str) -> str:
