@@ -37,7 +37,8 @@ scope, options; `ticket.provenance` says what that was. Options are given by nam
 Published code is followed, where it differs, with `parity="synaptic-flow"` and the like.
 """
 PARAGRAPH = """
-A method of your own is a class with one method, and needs no line anywhere: give `find` an instance.
+A method of your own is a class with one function; it needs no line anywhere. Give `find` an
+instance:
 
 ```python
 from dataclasses import dataclass

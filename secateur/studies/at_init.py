@@ -97,7 +97,12 @@ presets: dict[str, Fields] = {
 }
 seeds = {"quick": 3, "mlp": 5, "lenet-5": 3}
 
-_X: dict[str, Any] = {"x": "density", "x_title": "weights remaining", "x_log": True, "x_reverse": True}
+_X: dict[str, Any] = {
+    "x": "density",
+    "x_title": "weights remaining",
+    "x_log": True,
+    "x_reverse": True,
+}
 figures = (
     Curves(
         name="accuracy",

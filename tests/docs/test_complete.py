@@ -202,7 +202,8 @@ def test_the_commands_of_the_page_on_tickets_run_in_order(tmp_path: Path) -> Non
 
 def test_the_cards_are_what_the_docstrings_say() -> None:
     spec = importlib.util.spec_from_file_location("cards", ROOT / "scripts" / "cards.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     cards = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(cards)
     assert page("methods.md") == cards.written(), "run: python scripts/cards.py"
