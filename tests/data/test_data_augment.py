@@ -41,6 +41,7 @@ def crops(image: np.ndarray, pad: int) -> dict[bytes, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("pad", [0, 1, 2])
+@pytest.mark.long
 def test_pad_crop_gives_crops_of_the_padded_image(pad: int) -> None:
     found = np.asarray(pad_crop(jnp.asarray(IMAGES), jax.random.key(0), pad))
     assert found.dtype == np.uint8
@@ -101,6 +102,7 @@ def test_keys_decide() -> None:
     assert not np.array_equal(one, pad_crop_flip(images, jax.random.key(1)))
 
 
+@pytest.mark.long
 def test_inside_jit_vmap_and_scan() -> None:
     """As lanes use it: the same images for all, a key for each; bit for bit what one alone gets."""
     images, keys = jnp.asarray(IMAGES[:8]), jax.random.split(jax.random.key(2), 3)
@@ -256,6 +258,7 @@ def test_a_random_crop_is_its_box_resized_and_keys_decide() -> None:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.long
 def test_every_augmentation_gives_inputs_of_the_network(name: str) -> None:
     """From larger images, compiled, as lanes with a key each."""
     images = jnp.asarray(photographs(5, 20, 20))

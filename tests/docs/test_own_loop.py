@@ -8,6 +8,7 @@ import pytest
 from test_pages import run
 
 
+@pytest.mark.long
 def test_the_page_on_ones_own_loop_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("flax", "equinox", "PIL"):
         pytest.importorskip(library)

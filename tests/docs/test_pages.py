@@ -64,7 +64,9 @@ def run(page: str) -> int:
             continue
         out = io.StringIO()
         # The empty lines make a traceback's line numbers those of the page.
-        code = compile("\n" * (block.line - 1) + block.code, str(ROOT / page), "exec")
+        code = compile(
+            "\n" * (block.line - 1) + block.code, str(ROOT / page), "exec", dont_inherit=True
+        )
         with contextlib.redirect_stdout(out):
             exec(code, names)
         if block.printed is not None:

@@ -590,6 +590,7 @@ def test_a_residual_network_trains_as_by_hand():
     trained_as_by_hand(network("resnet-8", width=2, input_shape=(6, 6, 1), outputs=3))
 
 
+@pytest.mark.long
 def test_a_flax_network_with_window_pooling_and_dropout_trains_as_by_hand():
     """Its poolings are the primitive's and its norm Flax's: the pass rewrites them all the same."""
     linen = pytest.importorskip("flax.linen")

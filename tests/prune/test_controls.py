@@ -37,6 +37,7 @@ def dense(seed: int = 2) -> Any:
     return NET.init(key(seed, "initial"))[0]
 
 
+@pytest.mark.long
 def test_a_shuffle_shuffles_and_keeps_counts(snip: Ticket) -> None:
     masks = [control(snip, NET, "shuffled", seed=s) for s in (0, 1)]
     again = control(snip, NET, "shuffled", seed=0)
@@ -98,6 +99,7 @@ def test_inverting_twice_is_the_method() -> None:
     assert fingerprint(scores) == fingerprint(plain)
 
 
+@pytest.mark.long
 def test_random_has_the_same_counts_and_another_choice(snip: Ticket) -> None:
     found = control(snip, NET, "random", seed=1)
     assert alive(found.mask) == alive(snip.mask)
@@ -106,6 +108,7 @@ def test_random_has_the_same_counts_and_another_choice(snip: Ticket) -> None:
 
 
 @pytest.mark.parametrize("kind", ["random-labels", "noise"])
+@pytest.mark.long
 def test_scoring_on_what_says_nothing(snip: Ticket, kind: str) -> None:
     found = control(snip, NET, kind, seed=1, data=DATA)
     assert fingerprint(found.mask) != fingerprint(snip.mask)

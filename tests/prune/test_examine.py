@@ -119,6 +119,7 @@ def walk_all(masks: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("size", "density"), [(1, 1.1), (2, 0.3)])
+@pytest.mark.long
 def test_effective_entries_of_convolutions_are_exact_in_space(size, density):
     """On a map of one pixel, corners of a 3x3 window see padding alone."""
     net = convolutional(size)
@@ -238,6 +239,7 @@ def saved(tmp_path: Any, net: Network, seed: int = 0) -> tuple[Ticket, Any]:
     return made, made.save(tmp_path / "one.ticket")
 
 
+@pytest.mark.long
 def test_a_saved_ticket_is_examined_by_its_file(tmp_path):
     made, path = saved(tmp_path, NET)
     assert network_of(Ticket.load(path)).name == NET.name

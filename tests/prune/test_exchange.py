@@ -71,6 +71,7 @@ NAMES = {"conv_1": "features.0", "bn_1": "features.1", "dense_1": "head.0", "den
 
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("names", [None, NAMES])
+@pytest.mark.long
 def test_there_and_back_bit_for_bit(made: Ticket, masks: bool, names: Any) -> None:
     state = to_state_dict(made, NET, names, masks=masks)
     back = from_state_dict(state, NET, names)

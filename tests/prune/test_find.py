@@ -98,6 +98,7 @@ def test_one_program_serves_all_rounds_densities_seeds_and_weights() -> None:
     assert module.run_rounds._cache_size() == compiled
 
 
+@pytest.mark.long
 def test_where_rounds_are_divided_makes_no_difference() -> None:
     """By key of the round: a driver that calls for one round at a time gives the same mask."""
     seen: list[tuple[int, int]] = []
@@ -130,6 +131,7 @@ LONG = pytest.mark.long
 @pytest.mark.parametrize(
     "method", ["snip", pytest.param("magnitude", marks=LONG), pytest.param("random", marks=LONG)]
 )
+@pytest.mark.long
 def test_lanes_are_single_runs(method: str) -> None:
     seeds = [0, 5, 7]
     lanes = find_lanes(NET, arrays(), method, 0.25, seeds=seeds, progress=False)
@@ -141,6 +143,7 @@ def test_lanes_are_single_runs(method: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.long
 def test_scores_without_a_rank_are_refused_with_layer_and_round(value: float) -> None:
     with pytest.raises(SecateurError, match=r"in dense_2/kernel \(1\), round 1,"):
         find(NET, None, Planted(), 0.5, params=planted(value), progress=False)
@@ -158,6 +161,7 @@ def test_a_pruned_weight_may_score_anything() -> None:
     assert found.provenance.kept == 65
 
 
+@pytest.mark.long
 def test_revival_is_counted_and_only_if_asked() -> None:
     settings: dict[str, Any] = {"schedule": [0.6, 0.5, 0.4], "progress": False}
     monotone = find(NET, None, "random", **settings)
@@ -190,6 +194,7 @@ def test_data_of_every_kind_give_one_mask() -> None:
     assert found.provenance.data["part"] == "train"
 
 
+@pytest.mark.long
 def test_batches_are_read_until_there_are_enough() -> None:
     x, y = arrays()
     read = []

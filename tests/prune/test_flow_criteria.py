@@ -226,6 +226,7 @@ def small_resnet() -> Network:
     return Network("small", (8, 8, 3), 5, init, apply, lambda p, s, x, key: (apply(p, s, x), s))
 
 
+@pytest.mark.long
 def test_every_weight_of_phew_is_on_a_path() -> None:
     problem, params, mask = of(mlp(*WIDTHS[1:-1], input_shape=WIDTHS[:1], outputs=10))
     for keep in (4, 50, 203):

@@ -405,6 +405,7 @@ def test_signed_snip_is_conserved(density):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.long
 def test_snip_before_batch_norm_sums_to_zero():
     """8.3: a unit's incoming signed scores, in batch mode only."""
 
@@ -609,6 +610,7 @@ def test_unequal_chunks_give_the_score_of_the_whole_batch(criterion):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.long
 def test_chunks_and_batch_norm():
     """With constant statistics chunks change nothing; with the batch's each chunk has its own."""
     problem, params, _ = parts(CONV, n=12)
@@ -676,6 +678,7 @@ def test_examples_of_each_class_and_the_published_halves():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.long
 def test_batches_are_independent_and_averaged():
     problem, params, ones = parts(toy(bias=True), n=40)
     mask = random_mask(ones, 0.8)
@@ -727,6 +730,7 @@ def test_scores_have_the_structure_of_the_mask_and_are_finite(criterion, network
 
 
 @pytest.mark.parametrize("criterion", KINDS)
+@pytest.mark.long
 def test_precisions_and_lanes_agree(criterion, strict):
     """Float32 against float64; lanes (vmap over weights, masks, keys) against one at a time."""
     problem, params, ones = parts(wider(), n=12, dtype=np.float32)

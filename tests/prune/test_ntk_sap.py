@@ -161,6 +161,7 @@ def layer_sums(sap: NtkSap, network: Network, mask: Any) -> list[float]:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("estimator", ["fd", "limit", *map(long, ("jvp", "vjp", "exact"))])
+@pytest.mark.long
 def test_layers_and_units_of_a_dense_net_conserve_the_score(estimator: str) -> None:
     theta = "redrawn" if estimator == "limit" else "fixed"
     options = {**GIVEN, "theta": theta}
@@ -189,6 +190,7 @@ def test_layers_and_units_of_a_dense_net_conserve_the_score(estimator: str) -> N
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("estimator", ["vjp", *map(long, ("fd", "jvp", "exact"))])
+@pytest.mark.long
 def test_layers_and_channels_of_a_pooled_convolution_conserve_the_score(estimator: str) -> None:
     sap = NtkSap(estimator=estimator, draws=1, examples=3, sigma=0.7, form="examples", **GIVEN)
     images = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4, 4, 2)))
@@ -206,6 +208,7 @@ def test_layers_and_channels_of_a_pooled_convolution_conserve_the_score(estimato
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.long
 def test_each_layer_carries_the_whole_function() -> None:
     """Euler: sum over a layer of w df/dw is f."""
     network, (params, _) = pooled_net(), start(pooled_net())
@@ -256,6 +259,7 @@ def test_a_branch_beside_the_identity_carries_less_and_the_same_in_both_layers()
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.long
 def test_the_mode_of_batch_norm_decides_what_the_score_means() -> None:
     mask = masked(norm_net(), 1.0)
     sap = NtkSap(estimator="vjp", draws=1, examples=40)
@@ -284,6 +288,7 @@ def test_the_exact_trace_where_examples_share_statistics_is_the_mean_of_signs() 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", ["tanh", long("gelu with batch norm")])
+@pytest.mark.long
 def test_the_finite_difference_tends_to_the_derivative_at_order_one_where_f_is_smooth(
     kind: str,
 ) -> None:
@@ -358,6 +363,7 @@ def paths(network: Network, mask: Any, x: Any) -> float:
 
 
 @pytest.mark.parametrize("make", [dense_net, long(plain_conv_net)])
+@pytest.mark.long
 def test_the_mean_trace_over_random_weights_is_the_sum_over_paths(make: Any) -> None:
     """E tr = 2^(1-L) prod var sum 1/var P, for any mask and fixed inputs of unequal size."""
     network = make()
@@ -447,6 +453,7 @@ def test_the_limit_ties_within_a_dense_layer_and_the_key_alone_breaks_the_ties()
         (averaged_net(), "goes through reduce_sum"),
     ],
 )
+@pytest.mark.long
 def test_the_limit_refuses_what_it_is_not_known_for(network: Network, why: str) -> None:
     with pytest.raises(SecateurError, match=re.escape(why)) as caught:
         signed(NtkSap(estimator="limit"), network, masked(network))
@@ -456,6 +463,7 @@ def test_the_limit_refuses_what_it_is_not_known_for(network: Network, why: str) 
 # -- options ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_scores_are_of_the_key_and_not_of_the_weights_unless_they_are_fixed() -> None:
     params, _ = start(dense_net())
     other = jax.tree.map(lambda p: 2 * p, params)

@@ -86,6 +86,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.long
 def test_the_kernel_is_its_definition(name: str, x64: None) -> None:
     network = NETWORKS[name]
     params, mask = at(network, 0)
@@ -278,6 +279,7 @@ def run(key: int = 0, keep: int = 20, **options: Any) -> tuple[Any, Any, dict[st
     return ntt.construct(problem, params, mask, keep, jax.random.key(key))
 
 
+@pytest.mark.long
 def test_masks_are_exact_and_weights_are_masked() -> None:
     before = fingerprint(small_problem()[1])
     mask, params, found = run()

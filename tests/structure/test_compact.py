@@ -130,6 +130,7 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", ["flattened", "vgg", "residual", "mobile"])
+@pytest.mark.long
 def test_the_smaller_network_is_the_masked_one(x64, name, seed):
     case = nets.case(EXACT[name](), seed)
     small = check(case, gradients=name in ("flattened", "residual") or seed > 0)
@@ -143,6 +144,7 @@ def test_others_are_too(x64, name):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.long
 def test_mlps(x64, seed):
     """Deep and sparse: constants feed constants."""
     net = mlp(9, 8, 7, 6, input_shape=(5,), outputs=3)

@@ -74,6 +74,7 @@ def known(tree: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.long
 def test_a_convolutional_flow_is_the_sum_over_its_paths(x64: None, power: int) -> None:
     net = small_conv()
     params, stats = net.init(None)

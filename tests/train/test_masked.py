@@ -136,6 +136,7 @@ def doubled(mask: np.ndarray) -> np.ndarray:
     return np.where(mask, np.float32(2), np.float32(0))
 
 
+@pytest.mark.long
 def test_leaves_find_their_places_in_an_equinox_model() -> None:
     eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0))
