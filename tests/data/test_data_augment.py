@@ -218,6 +218,7 @@ def torchvision_box(draws: Any, height: int, width: int, scale: Any, ratio: Any)
         (30, 40, (0.5, 1.0), (1.0, 2.0)),
     ],
 )
+@pytest.mark.long
 def test_boxes_are_drawn_as_torchvision_draws_them(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_ticket_of_given_weights_asks_for_them() -> None:
     assert alive(control(found, NET, params=dense(4)).mask) == alive(found.mask)
 
 
+@pytest.mark.long
 def test_other_data_are_noticed(snip: Ticket) -> None:
     with pytest.raises(SecateurError, match="not those that the ticket was scored on"):
         control(snip, NET, "inverted", data=(DATA[0] + 1, DATA[1]))

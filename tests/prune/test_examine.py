@@ -53,6 +53,7 @@ def paths(masks: list[np.ndarray]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.long
 def test_effective_weights_and_dead_units_of_an_mlp(seed):
     params, _, mask = sparse(NET, seed, 0.35)
     health = quiet(NET, mask, params=params)
@@ -204,6 +205,7 @@ def test_traces_against_their_definitions():
     assert health.dense_ntk_trace == pytest.approx(dense_ntk, rel=1e-5)
 
 
+@pytest.mark.long
 def test_what_cannot_be_measured_is_none_with_the_reason():
     """A product of two rows has no paths; the rest is still told."""
 

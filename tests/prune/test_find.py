@@ -171,6 +171,7 @@ def test_revival_is_counted_and_only_if_asked() -> None:
     assert again.provenance.kept == monotone.provenance.kept
 
 
+@pytest.mark.long
 def test_data_of_every_kind_give_one_mask() -> None:
     x, y = arrays()
     settings: dict[str, Any] = {"density": 0.2, "progress": False}

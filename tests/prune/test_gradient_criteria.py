@@ -342,6 +342,7 @@ def test_rounds():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.long
 def test_snip_is_the_derivative_by_the_mask():
     """8.1: exactly, and against central differences in each gate."""
     problem, params, ones = parts(toy(bias=True))
@@ -600,6 +601,7 @@ def test_permuting_hidden_units_permutes_scores(criterion):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("criterion", KINDS)
+@pytest.mark.long
 def test_unequal_chunks_give_the_score_of_the_whole_batch(criterion):
     """8.24: 23 examples by 7 are 7, 7, 7 and 2, each example weighing the same."""
     problem, params, ones = parts(toy())
@@ -706,6 +708,7 @@ def test_batches_are_independent_and_averaged():
 
 @pytest.mark.parametrize("criterion", KINDS)
 @pytest.mark.parametrize("network", [wider(), CONV], ids=["mlp", "conv-bn"])
+@pytest.mark.long
 def test_scores_have_the_structure_of_the_mask_and_are_finite(criterion, network, strict):
     """Float32 and strict promotion; full, pruned, one layer empty, all empty. No bias is scored."""
     problem, params, ones = parts(network, n=12, dtype=np.float32)

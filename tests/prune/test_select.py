@@ -90,6 +90,7 @@ def test_many_scores_where_a_sample_says_where_to_look(kind: str) -> None:
         assert (mask == sorted_top(scores, alive, int(k))).all()
 
 
+@pytest.mark.long
 def test_random_ties_are_exact_uniform_and_below_what_is_larger() -> None:
     scores = jnp.asarray([2.0, *[1.0] * 8, 0.0])
     alive = jnp.ones(10, bool)

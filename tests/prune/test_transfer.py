@@ -143,6 +143,7 @@ def test_a_rule_of_differentiation_of_ones_own_is_not_read_as_a_product(x64: Non
 
 
 @pytest.mark.parametrize("kernel", ["masked", "full"])
+@pytest.mark.long
 def test_the_gradient_is_that_of_finite_differences(kernel: str, x64: None) -> None:
     network = mlp(5, 4, input_shape=(4,), outputs=3, activation="tanh")
     teacher, mask = at(network, 2)
@@ -173,6 +174,7 @@ def test_the_gradient_is_that_of_finite_differences(kernel: str, x64: None) -> N
             assert np.all(np.asarray(flatten(gradient)[name])[~m] == 0)
 
 
+@pytest.mark.long
 def test_the_parts_are_what_they_say(x64: None) -> None:
     network = mlp(5, input_shape=(4,), outputs=2)
     teacher, mask = at(network, 5)
@@ -373,6 +375,7 @@ def test_the_distances_fall() -> None:
         assert min(curve["output"][-1], curve[which][-1]) < min(curve["output"][0], curve[which][0])
 
 
+@pytest.mark.long
 def test_everywhere_begins_with_logit_snip() -> None:
     from secateur.core.keys import fold
     from secateur.prune.criteria.snip import LogitSnip

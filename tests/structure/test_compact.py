@@ -291,6 +291,7 @@ def test_a_weight_that_sees_only_padding_joins_nothing(x64):
 # -- constants -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_border_of_zeros_is_refused_or_the_channel_kept(x64):
     """Channel 1 of the first layer is phi(b) everywhere; the second layer's border misses some."""
     case = edited(full(nets.conv4("SAME")), conv_1=out(1))

@@ -82,6 +82,24 @@ def test_the_ticket_goes_down_level_by_level(done):
                 assert not np.any(mask & ~outer["arrays"][name])
 
 
+def test_golden_cells_have_the_numbers_that_meaning_1_stands_for(done):
+    """If this fails, results changed meaning: raise `at_init.meaning` and renew the numbers."""
+    assert at_init.meaning == 1
+    found = {(row["branch"], row["level"]): row["last"]["validation_loss"] for row in done}
+    for place, loss in GOLDEN.items():
+        assert found[place] == pytest.approx(loss, rel=1e-3), place
+
+
+# Measured once with the stated meaning; tolerance for other processors' order of sums.
+GOLDEN = {
+    ("dense", 0): 0.489677,
+    ("ticket", 6): 0.441482,
+    ("random", 6): 1.516265,
+    ("synflow", 6): 0.900817,
+    ("synflow shuffled", 6): 0.946896,
+}
+
+
 def test_what_cannot_be_run_is_refused():
     change = lambda **fields: msgspec.structs.replace(TINY, **fields)
     with pytest.raises(SecateurError, match=r"there is no method 'snipp'. Did you mean 'snip'"):
