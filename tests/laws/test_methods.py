@@ -177,7 +177,9 @@ def test_lanes_are_single_runs(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [n for n in CONSTRUCTIONS if n != "ntt"])
+@pytest.mark.parametrize(
+    "name", [n for n in CONSTRUCTIONS if n.split("-")[0] != "ntt" or "random" in n]
+)
 def test_constructions_keep_what_was_asked(name: str) -> None:
     found = find(NET, examples(), name, 0.5, progress=False)
     assert 31 <= found.provenance.kept <= 31 + 2  # PHEW: at most one a layer more, less one
