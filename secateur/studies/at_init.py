@@ -2,8 +2,9 @@
 
 A cell is one training: of the dense network, of one method's ticket at one density, of the same
 mask shuffled within its layers, or one level of the lottery ticket (iterative magnitude pruning
-with rewinding), which is found by training. All trainings of a seed begin with the same weights and
-see the same examples in the same order, so that methods are paired.
+with rewinding), which is found by training: 20 % a level by one ranking over the network, so that
+its counts are the others'; the study `lottery` ranks within layers. All trainings of a seed begin
+with the same weights and see the same examples in the same order, so that methods are paired.
 """
 
 from __future__ import annotations

@@ -13,7 +13,11 @@ from secateur.studies.measured import Row
 SHUFFLED = " shuffled"
 
 _METHODS = (
-    ("ticket", "lottery ticket", "Found by training: pruned 20 % a level by magnitude, rewound."),
+    (
+        "ticket",
+        "lottery ticket",
+        "Found by training: 20 % a level by magnitude, ranked together, rewound.",
+    ),
     ("synflow", "SynFlow", "Keeps the flow of ones through |weights|; 100 rounds, no data."),
     ("ntk-sap", "NTK-SAP", "Keeps the trace of the tangent kernel over random weights; no data."),
     ("snip", "SNIP", "Keeps the weights that change the loss most, to first order."),
@@ -76,14 +80,12 @@ def notes(rows: Sequence[Row], fields: Any) -> list[str]:
         "order; each method has its paper's rounds, schedule and options."
     )
     said = ["Test accuracy is read at the last step; nothing is chosen by it.", paired]
-    dead = dict.fromkeys(f"{row['branch']} at level {row['level']}" for row in rows if _dead(row))
+    dead = dict.fromkeys(
+        f"{row['branch']} at level {row['level']}" for row in rows if row.get("collapsed")
+    )
     if dead:
         said.append(
             "No path is left from input to output in: " + ", ".join(dead) + ". Such a network "
             "learns its output biases alone."
         )
     return said
-
-
-def _dead(row: Row) -> bool:
-    return bool(row.get("collapsed"))
