@@ -366,12 +366,12 @@ def find(
     out: Path,
 ) -> None:
     """Prune a built-in network before training with METHOD; write the ticket and its health."""
-    from secateur.core.keys import key
     from secateur.data.registry import load
     from secateur.data.splits import split
     from secateur.lab.spec import values_of
     from secateur.networks.registry import network
     from secateur.prune.examine import examine as look
+    from secateur.prune.find import begin
     from secateur.prune.find import find as search
     from secateur.prune.methods import option_types
 
@@ -383,7 +383,7 @@ def find(
         made, cut, method, density, scope=scope, rounds=rounds, seed=seed, parity=parity, **options
     )
     found.save(out)
-    click.echo(str(look(made, found, params=made.init(key(seed, "initial"))[0])))
+    click.echo(str(look(made, found, params=begin(made, seed, None, None)[0])))
     click.echo(f"\nticket   {out.absolute()}")
 
 

@@ -18,10 +18,11 @@ from secateur.core.errors import SecateurError, lookup
 from secateur.core.keys import Key
 from secateur.core.keys import key as stream
 from secateur.core.network import Network, Stats
-from secateur.core.trees import Mask, Params, fingerprint, flatten, map_mask, unflatten
+from secateur.core.trees import Mask, Params, fingerprint, map_mask
 from secateur.prune.criterion import Construction, Criterion, Scores
 from secateur.prune.examples import Cast
 from secateur.prune.find import Show, begin, find, found
+from secateur.prune.lottery import shuffle_within_layers
 from secateur.prune.methods import METHODS, build, load
 from secateur.prune.problem import Problem
 from secateur.prune.scopes import SCOPES, Given, Scope, SmartRatio
@@ -214,16 +215,9 @@ def _scope(name: str, options: dict[str, Any]) -> Scope:
 
 
 def _shuffled(asked: Asked) -> Ticket:
-    mask, key = asked.ticket.mask, asked.key()
-    moved: dict[str, np.ndarray | None] = {}
-    for i, (name, m) in enumerate(flatten(mask).items()):
-        if m is not None:
-            rng = np.random.default_rng([*_words(key), i])
-            moved[name] = rng.permutation(np.asarray(m).ravel()).reshape(np.shape(m))
-        else:
-            moved[name] = None
+    mask = shuffle_within_layers(asked.ticket.mask, asked.seed, "control", asked.kind)
     params, stats = asked.start()
-    return ticket(unflatten(moved, mask), params, stats, asked.ticket.provenance)
+    return ticket(mask, params, stats, asked.ticket.provenance)
 
 
 def _reinitialised(asked: Asked) -> Ticket:
