@@ -81,7 +81,7 @@ PARITIES: dict[str, Parity] = {
         options={"bn": "batch"},  # its README asks for training mode
         by_class={
             "SynFlow": {"pooling": "as_is", "keep_bias": True, "scale_free": False},
-            "NtkSap": {"bn": "frozen-batch"},
+            "NtkSap": {"bn": "frozen-batch", "biases": "given"},
         },
     ),
     "snip-public": Parity(
