@@ -152,7 +152,9 @@ def mobilenet_v2(
     leaves = Leaves()
     leaves.conv("conv_1", field=3, channels=(shape[2], wide(32)))
     leaves.norm("bn_1", width=wide(32))
-    before, strides = wide(32), []
+    before = wide(32)
+    strides: list[int] = []
+    carried: list[bool] = []  # here, not by shapes: cut to other widths, two may be equal by chance
     for row, (expansion, channels, count, stride) in enumerate(V2):
         for _ in range(count):
             strides.append(1 if row == 1 and stem == "cifar" else stride)
@@ -169,6 +171,7 @@ def mobilenet_v2(
             if port and strides[-1] == 1 and before != after:
                 leaves.conv(at, "shortcut", field=1, channels=(before, after))
                 leaves.norm(at, "bn_shortcut", width=after)
+            carried.append(strides[-1] == 1 and (port or before == after))
             before = after
     last = 1280 if width <= 1 else _by_eight(1280 * width)
     leaves.conv("conv_2", field=1, channels=(before, last))
@@ -183,7 +186,7 @@ def mobilenet_v2(
         x = conv(params["conv_1"], x, first, padding=1)
         x, new["bn_1"] = norm(params["bn_1"], stats["bn_1"], x)
         x = phi(x)
-        for k, stride in enumerate(strides, start=1):
+        for k, (stride, carries) in enumerate(zip(strides, carried), start=1):
             p, s = params[f"block_{k}"], stats[f"block_{k}"]
             t, h = dict(s), x
             if "expand" in p:
@@ -194,7 +197,7 @@ def mobilenet_v2(
             if "shortcut" in p:
                 x = conv(p["shortcut"], x, padding=0)
                 x, t["bn_shortcut"] = norm(p["bn_shortcut"], s["bn_shortcut"], x)
-            x = h + x if h.shape == x.shape else h
+            x = h + x if carries else h
             new[f"block_{k}"] = t
         x, new["bn_2"] = norm(params["bn_2"], stats["bn_2"], conv(params["conv_2"], x, padding=0))
         return dense(params["dense_1"], global_average_pool(phi(x))), new

@@ -41,7 +41,7 @@ def _basic(p: Params, s: Stats, x: jax.Array, stride: int, norm: Norm) -> tuple[
     h, new["bn_1"] = norm(p["bn_1"], s["bn_1"], h)
     h = conv(p["conv_2"], relu(h), padding=1)
     h, new["bn_2"] = norm(p["bn_2"], s["bn_2"], h)
-    x = _shortcut(p, s, new, x, h.shape, stride, norm)
+    x = _shortcut(p, s, new, x, h, stride, norm)
     return relu(h + x), new
 
 
@@ -56,18 +56,22 @@ def _bottleneck(
     h, new["bn_2"] = norm(p["bn_2"], s["bn_2"], h)
     h = conv(p["conv_3"], relu(h), padding=0)
     h, new["bn_3"] = norm(p["bn_3"], s["bn_3"], h)
-    x = _shortcut(p, s, new, x, h.shape, stride, norm)
+    x = _shortcut(p, s, new, x, h, stride, norm)
     return relu(h + x), new
 
 
 def _shortcut(
-    p: Params, s: Stats, new: Stats, x: jax.Array, shape: Any, stride: int, norm: Norm
+    p: Params, s: Stats, new: Stats, x: jax.Array, h: jax.Array, stride: int, norm: Norm
 ) -> jax.Array:
+    """x as it is added to h. Leaves and stride decide on the form, both given when it was made.
+
+    Shapes do not: in a network from which units were cut two widths may be equal by chance.
+    """
     if "shortcut" in p:
         x = conv(p["shortcut"], x, stride, padding=0)
         x, new["bn_shortcut"] = norm(p["bn_shortcut"], s["bn_shortcut"], x)
         return x
-    return x if x.shape == shape else residual_shape(x, shape, stride)
+    return x if stride == 1 else residual_shape(x, h.shape, stride)
 
 
 def _stages(p: Params, s: Stats, x: jax.Array, block: Any, norm: Norm) -> tuple[jax.Array, Stats]:
