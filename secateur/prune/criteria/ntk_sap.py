@@ -311,7 +311,9 @@ class NtkSap(Criterion):
 
         Proof in short, for a dense chain: given the layers below, flipping the signs of the weights
         into one unit swaps its gate and changes nothing else, so each gate is worth 1/2; products
-        of different paths have mean 0.
+        of different paths have mean 0. Fixed coefficients on the way (`chain` lets none through as
+        yet) enter squared. Average pooling stays out for another reason: the places that it adds
+        are positive together and share the weight above them, so that the products have a mean.
         """
         network = problem.network
         theta = jax.eval_shape(network.init, key)[0]
@@ -336,7 +338,7 @@ class NtkSap(Criterion):
 
         def log_paths(gates: Mask) -> jax.Array:
             squares = map_mask(lambda m: None if m is None else m * m, gates)
-            return log_flow(network, ones, problem.stats, squares, q)
+            return log_flow(network, ones, problem.stats, squares, q, power=2)
 
         slope = jax.grad(log_paths)(gates)
         signed = map_mask(lambda m, g: None if m is None else m * g, gates, slope)
