@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,18 @@ def entry(name: str) -> Entry:
         if (found := _CIFAR_RESNET.fullmatch(name)) and int(found[1]) % 6 == 2:
             return Entry("resnet:resnet", {"depth": int(found[1])}, name)
     return lookup("network", name, NETWORKS)
+
+
+def option_types(name: str) -> dict[str, Any]:
+    """The options of a network's maker and their types.
+
+    Raises:
+        SecateurError: for an unknown name, with the nearest known one.
+    """
+    row = entry(name)
+    maker = inspect.unwrap(row.function())
+    hints = typing.get_type_hints(maker, localns={"Network": object})  # not imported here
+    return {k: hints[k] for k in inspect.signature(maker).parameters if k not in row.given}
 
 
 def network(name: str, **options: Any) -> Network:

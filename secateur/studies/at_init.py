@@ -18,6 +18,7 @@ from secateur.core.errors import SecateurError, lookup
 from secateur.lab.cells import Cell, Result
 from secateur.studies import trained
 from secateur.studies.at_init_claims import CLAIMS
+from secateur.studies.at_init_presets import LATER, WORK, Fields, presets, seeds
 from secateur.studies.at_init_words import SHUFFLED, branches, citation, notes, sentence
 from secateur.studies.figures import Curves
 
@@ -30,73 +31,7 @@ title = "Tickets found before training"
 meaning = 1  # raise when results change meaning: the golden cell in the tests says when
 claims = CLAIMS
 summary = "accuracy against weights remaining: every method before training, and its shuffled mask"
-__all__ = ["branches", "citation", "notes", "sentence"]
-
-METHODS = (
-    "random",
-    "magnitude",
-    "snip",
-    "logit-snip",
-    "iterative-snip",
-    "force",
-    "grasp",
-    "synflow",
-    "synflow-l2",
-    "path-trace",
-    "phew",
-    "ntk-sap",
-)
-
-
-class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the study varies.
-
-    Attributes:
-        dataset: a name of ``secateur data``.
-        network: a built-in network, by name.
-        validation: examples held out of the training part; ``split`` is the seed of that cut.
-        steps: of each training; ``evaluate_every`` divides it. Adam at ``learning_rate``.
-        levels: level c keeps the fraction 0.8^c of the weights.
-        methods: names, as in the docs.
-        shuffled: train every mask also shuffled within its layers.
-        ticket: the lottery ticket beside them; it trains every level up to the last.
-    """
-
-    dataset: str = "mnist"
-    network: str = "lenet-300-100"
-    validation: int = 5000
-    split: int = 0
-    learning_rate: float = 1.2e-3
-    batch: int = 60
-    steps: int = 3000
-    evaluate_every: int = 100
-    levels: tuple[int, ...] = (3, 6, 10, 14, 18)
-    methods: tuple[str, ...] = METHODS
-    shuffled: bool = True
-    ticket: bool = True
-
-
-presets: dict[str, Fields] = {
-    "quick": Fields(
-        dataset="mnist5k",
-        validation=500,
-        steps=400,
-        evaluate_every=20,
-        levels=(6, 14, 18),
-        methods=("random", "magnitude", "snip", "grasp", "synflow", "ntk-sap"),
-        ticket=False,
-    ),
-    "mlp": Fields(),
-    "lenet-5": Fields(
-        network="lenet-5-relu",
-        batch=64,
-        steps=1500,
-        levels=(10, 14, 18),
-        methods=("random", "magnitude", "snip", "grasp", "synflow", "ntk-sap"),
-        ticket=False,
-    ),
-}
-seeds = {"quick": 3, "mlp": 5, "lenet-5": 3}
+__all__ = ["Fields", "branches", "citation", "notes", "presets", "seeds", "sentence"]
 
 _X: dict[str, Any] = {
     "x": "density",
@@ -146,18 +81,27 @@ def check(fields: Fields) -> None:
     Raises:
         SecateurError: one sentence: what is wrong, what was expected.
     """
-    from secateur.networks.registry import entry
+    from secateur.data.normalisation import NORMALISATIONS
+    from secateur.lab.spec import values_of
+    from secateur.networks.registry import option_types
     from secateur.prune.methods import METHODS as KNOWN
 
-    trained.adam(fields)
-    entry(fields.network)
+    trained.recipe(fields)
+    values_of(f"option of {fields.network}", option_types(fields.network), fields.network_options)
+    published = NORMALISATIONS.get(fields.dataset, {})
+    lookup(f"normalisation of {fields.dataset}", fields.normalisation, {"own": None, **published})
     for method in fields.methods:
         lookup("method", method, KNOWN)
+    for method in fields.methods or ("snip",):
+        options_of(fields, method)
+    if not 0 < fields.keep < 1:
+        raise SecateurError(f"keep is between 0 and 1, not {fields.keep}: level c keeps keep^c.")
     if not fields.methods and not fields.ticket:
         raise SecateurError("methods names at least one method; known: " + ", ".join(KNOWN) + ".")
     if not fields.levels or min(fields.levels) < 1:
         raise SecateurError(
-            f"levels lists whole numbers of at least 1, not {fields.levels}: level c keeps 0.8^c."
+            f"levels lists whole numbers of at least 1, not {fields.levels}: level c keeps "
+            f"{fields.keep:g}^c."
         )
     if fields.validation < 1:
         raise SecateurError(f"validation is at least 1, not {fields.validation}.")
@@ -169,15 +113,17 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
     Args:
         data: SHA-256 of the data set.
     """
-    described = msgspec.to_builtins(fields)
-    for varied in ("levels", "methods", "shuffled", "ticket"):  # they change no cell
-        del described[varied]
+    described = trained.described(
+        fields, ("levels", "methods", "method_options", "shuffled", "ticket"), LATER
+    )
     data, cost = trained.data_address(data), float(fields.steps)
     made = []
 
     def cell(seed: int, branch: str, level: int, **needs: Cell) -> Cell:
+        own = _texts(fields, branch.removesuffix(SHUFFLED))
+        told = {**described, "method_options": own} if own else described
         place = {"branch": branch, "level": level}
-        made.append(Cell(name, meaning, described, seed, place, data, needs, cost))
+        made.append(Cell(name, meaning, told, seed, place, data, needs, cost))
         return made[-1]
 
     for seed in seeds:
@@ -197,12 +143,14 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
 
 def takes(fields: Fields) -> dict[str, Any]:
     """What a cell takes: steps, CPU seconds a step, compiled programs, bytes of memory and disk."""
-    seconds = {"lenet-300-100": 1.25e-3, "lenet-5-relu": 25e-3}.get(fields.network, 0.5)
+    seconds = {"lenet-300-100": 1.25e-3, "lenet-5-relu": 25e-3}.get(fields.network)
+    if seconds is None:  # 25 billion multiply-adds a second, as measured for ResNet-20
+        seconds = 60 * 3 * WORK.get(fields.network, 1000) / 25_000
     return {
         "steps": fields.steps,
         "seconds_per_step": seconds * fields.batch / 60,
         "programs": "1 of training, and 1 a method that scores",
-        "memory": 1.2e9,
+        "memory": 1.2e9 if fields.dataset.endswith(("mnist", "mnist5k")) else 8e9,
         "disk": 1e5,
     }
 
@@ -213,12 +161,34 @@ def sets(fields: Fields) -> Sets:
     Raises:
         SecateurError: where the data are not at hand or cannot be cut like this.
     """
-    return trained.sets(fields.dataset, fields.validation, fields.split)
+    return trained.sets(fields.dataset, fields.validation, fields.split, fields.normalisation)
 
 
-def kept(weights: int, level: int) -> int:
-    """How many weights level ``level`` keeps: 0.8^level of all, to the nearest whole number."""
-    return int(0.8**level * weights + 0.5)
+def _texts(fields: Fields, method: str) -> list[str]:
+    """The options of one method, as they are written."""
+    return [text for text in fields.method_options if text.startswith(f"{method}.")]
+
+
+def options_of(fields: Fields, method: str) -> dict[str, Any]:
+    """What `find` is told of a method beyond its paper's choices.
+
+    Raises:
+        SecateurError: for an option that no method has, or a value of the wrong type.
+    """
+    from secateur.lab.spec import values_of
+    from secateur.prune.methods import METHODS as KNOWN
+    from secateur.prune.methods import option_types
+
+    for text in fields.method_options:
+        lookup("method in method_options", text.partition(".")[0], KNOWN)
+    kinds = {"rounds": int, "scope": str, "schedule": str, **option_types(method)}
+    told = [text.removeprefix(f"{method}.") for text in _texts(fields, method)]
+    return values_of(f"option of {method}", kinds, told)
+
+
+def kept(weights: int, level: int, keep: float = 0.8) -> int:
+    """How many weights level ``level`` keeps: keep^level of all, to the nearest whole number."""
+    return int(keep**level * weights + 0.5)
 
 
 def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted, Result]:
@@ -238,7 +208,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         {**cell.fields, "levels": [], "methods": [], "shuffled": True, "ticket": True}, Fields
     )
     data = sets(fields)
-    network = trained.network_for(fields.network, data)
+    network = trained.network_for(fields.network, data, fields.network_options)
     branch, level, seed = cell.place["branch"], int(cell.place["level"]), cell.seed
     initial, stats, ones = lottery.begin(network, seed)
     weights = sum(trees.sizes(ones).values())
@@ -250,7 +220,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         before = inputs["previous"]
         outer = ones if level == 1 else trained.unpack_mask(before, ones)
         last = trained.unpack(before, initial)[1]
-        mask = keep_largest(last, outer, kept(weights, level))
+        mask = keep_largest(last, outer, kept(weights, level, fields.keep))
     elif branch.endswith(SHUFFLED):
         mask = trained.unpack_mask(inputs["mask"], ones)
         mask = lottery.shuffle_within_layers(mask, seed, "shuffled", branch, level)
@@ -259,11 +229,12 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
             network,
             data,
             branch,
-            0.8**level,
+            fields.keep**level,
             seed=key(seed, "find", branch, level),
             params=initial,
             stats=stats,
             progress=False,
+            **options_of(fields, branch),
         )
         mask, params = ticket.mask, ticket.params
         told = msgspec.to_builtins(ticket.provenance)
@@ -275,7 +246,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         start,
         stats,
         data,
-        trained.adam(fields),
+        trained.recipe(fields),
         mask,
         key(seed, "train"),  # of all methods: the same examples in the same order
         siblings=10,
@@ -299,13 +270,13 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     arrays = trained.pack_mask(mask)
     if branch in ("dense", "ticket"):
         arrays |= trained.pack(mask, fitted.params)
-    return Result(
-        values, arrays, {**fitted.checks, **_checks(branch, level, mask, ones, weights, inputs)}
-    )
+    wanted = kept(weights, level, fields.keep)
+    checks = {**fitted.checks, **_checks(branch, wanted, mask, ones, inputs)}
+    return Result(values, arrays, checks)
 
 
 def _checks(
-    branch: str, level: int, mask: Any, ones: Any, weights: int, inputs: Mapping[str, Result]
+    branch: str, wanted: int, mask: Any, ones: Any, inputs: Mapping[str, Result]
 ) -> dict[str, bool]:
     """The trust card of a mask."""
     from secateur.core import trees
@@ -313,10 +284,10 @@ def _checks(
     alive = trees.alive(mask)
     checks = {}
     if branch == "phew" or branch == "phew" + SHUFFLED:  # whole walks: an end may be over
-        over = sum(alive.values()) - kept(weights, level)
+        over = sum(alive.values()) - wanted
         checks["count within one walk of what was asked"] = 0 <= over < len(alive)
     else:
-        checks["exact counts"] = sum(alive.values()) == kept(weights, level)
+        checks["exact counts"] = sum(alive.values()) == wanted
     if branch.endswith(SHUFFLED):
         before = trained.unpack_mask(inputs["mask"], ones)
         checks["as many weights in each layer as the method's mask"] = trees.alive(before) == alive

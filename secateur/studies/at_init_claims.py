@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from secateur.lab.verdicts import Claim
-from secateur.studies.lottery_claims import LAST, at, difference
-from secateur.studies.measured import Measured, Row
+from secateur.studies.at_init_published import PUBLISHED
+from secateur.studies.measured import LAST, Measured, difference, lead
 
 _FDRC = "Frankle, Dziugaite, Roy & Carbin 2021"
 _SAP = "NTK-SAP, Wang, Li & Sun 2023"
@@ -15,24 +12,6 @@ _SAP = "NTK-SAP, Wang, Li & Sun 2023"
 _RESNET = {"network": "resnet-20", "dataset": "cifar10", "steps": 60_000}
 _BASELINES = ("random", "magnitude", "snip", "iterative-snip", "grasp", "synflow")
 _LOW = tuple(0.8**level for level in (6, 10, 14, 18))
-
-
-def _lead(method: str, others: Sequence[str], densities: Sequence[float]) -> Any:
-    """per seed: the smallest lead of a method over the best of the others, over densities."""
-
-    def per_seed(rows: Sequence[Row]) -> dict[int, float]:
-        found: dict[int, float] = {}
-        for density in densities:
-            mine = at(rows, method, density)
-            theirs = [at(rows, other, density) for other in others]
-            for seed, row in mine.items():
-                rivals = [LAST(other[seed]) for other in theirs if seed in other]
-                if len(rivals) == len(others):
-                    lead = LAST(row) - max(rivals)
-                    found[seed] = min(lead, found.get(seed, lead))
-        return found
-
-    return per_seed
 
 
 def _shuffled(
@@ -85,7 +64,7 @@ CLAIMS: tuple[Measured, ...] = (
             _RESNET,
             unit="points",
         ),
-        _lead("ticket", (*_BASELINES, "ntk-sap"), _LOW),
+        lead("ticket", (*_BASELINES, "ntk-sap"), _LOW),
     ),
     Measured(
         Claim(
@@ -100,7 +79,7 @@ CLAIMS: tuple[Measured, ...] = (
             _RESNET,
             unit="points",
         ),
-        _lead("ntk-sap", _BASELINES, _LOW),
+        lead("ntk-sap", _BASELINES, _LOW),
     ),
     _shuffled(
         "ntk-sap",
@@ -151,4 +130,5 @@ CLAIMS: tuple[Measured, ...] = (
         ),
         difference(LAST, ("phew", 0.8**14), ("synflow-l2", 0.8**14)),
     ),
+    *PUBLISHED,
 )

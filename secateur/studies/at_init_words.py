@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.studies.figures import Branch
-from secateur.studies.lottery_claims import LAST
 from secateur.studies.lottery_words import mean
-from secateur.studies.measured import Row
+from secateur.studies.measured import LAST, Row
 
 SHUFFLED = " shuffled"
 
@@ -62,7 +61,7 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
     levels = [row["level"] for row in rows if row["level"]]
     if not levels:
         return begun
-    density = 0.8 ** max(levels)
+    density = fields.keep ** max(levels)
     names = dict.fromkeys(row["branch"] for row in rows if row["branch"] != "dense")
     labels = {branch.name: branch.label for branch in branches}
     found = {name: mean(rows, name, density) for name in names if SHUFFLED not in name}

@@ -7,12 +7,17 @@ lowest validation loss; accuracies there are on the test set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import log
-from typing import Any
-
 from secateur.lab.verdicts import Claim
-from secateur.studies.measured import Measured, Row
+from secateur.studies.measured import (
+    EARLY,
+    LAST,
+    STOP,
+    Measured,
+    difference,
+    lowest,
+    ratio,
+    value,
+)
 
 _PAPER = {
     "dataset": "mnist",
@@ -31,77 +36,6 @@ _MNIST = {"dataset": "mnist", "steps": 5_000, "hidden": [300, 100]}
 _FC = "Frankle & Carbin 2019"
 _KUMAR = "Kumar, figure 1"
 _ZHOU = "Zhou et al. 2019"
-
-Value = Callable[[Row], float]
-
-
-def value(path: str, scale: float = 1.0) -> Value:
-    """The number at a dotted path of a row, times ``scale`` (100 for percentage points)."""
-
-    def found(row: Row) -> float:
-        part: Any = row
-        for name in path.split("."):
-            part = part[name]
-        return scale * float(part)
-
-    return found
-
-
-EARLY = value("best.test_accuracy", 100)
-LAST = value("last.test_accuracy", 100)
-STOP = value("best.step")
-
-
-def at(rows: Sequence[Row], branch: str, density: float) -> dict[int, Row]:
-    """seed -> the row of a branch nearest to a density, if one is within a tenth of it."""
-    found: dict[int, Row] = {}
-    for row in rows:
-        if row["branch"] != branch or not row["density"]:
-            continue
-        if abs(log(row["density"] / density)) > 0.1:
-            continue
-        best = found.get(row["seed"])
-        if best is None or abs(log(row["density"] / density)) < abs(log(best["density"] / density)):
-            found[row["seed"]] = row
-    return found
-
-
-def difference(of: Value, a: tuple[str, float], b: tuple[str, float]) -> Any:
-    """per seed: the value at (branch, density) a minus that at b."""
-
-    def per_seed(rows: Sequence[Row]) -> dict[int, float]:
-        left, right = at(rows, *a), at(rows, *b)
-        return {s: of(left[s]) - of(right[s]) for s in sorted(left.keys() & right.keys())}
-
-    return per_seed
-
-
-def ratio(of: Value, a: tuple[str, float], b: tuple[str, float]) -> Any:
-    """per seed: the value at (branch, density) a over that at b, where that is not 0."""
-
-    def per_seed(rows: Sequence[Row]) -> dict[int, float]:
-        left, right = at(rows, *a), at(rows, *b)
-        both = sorted(left.keys() & right.keys())
-        return {s: of(left[s]) / of(right[s]) for s in both if of(right[s]) > 0}
-
-    return per_seed
-
-
-def lowest(of: Value, branch: str, density: float) -> Any:
-    """per seed: the lowest value of a branch over all levels with at least this density.
-
-    Only of seeds that went so far: a level well above it says nothing of the claim.
-    """
-
-    def per_seed(rows: Sequence[Row]) -> dict[int, float]:
-        found: dict[int, float] = {}
-        complete = at(rows, branch, 1.1 * density)
-        for row in rows:
-            if row["seed"] in complete and row["branch"] == branch and row["density"] >= density:
-                found[row["seed"]] = min(of(row), found.get(row["seed"], float("inf")))
-        return found
-
-    return per_seed
 
 
 _DENSE = ("dense", 1.0)

@@ -7,8 +7,7 @@ from typing import Any
 
 from secateur.prune.branches import BRANCHES
 from secateur.studies.figures import Branch
-from secateur.studies.lottery_claims import LAST, at, value
-from secateur.studies.measured import Row
+from secateur.studies.measured import LAST, Row, at, value
 
 branches = tuple(Branch(b.name, b.title, b.sentence) for b in BRANCHES.values())
 

@@ -112,8 +112,18 @@ presets: dict[str, Fields] = {
         beta=1e-8,
         methods=_LONG,
     ),
+    # Supervised epochs on SVHN are not stated: as many steps as on CIFAR-10.
+    "svhn": Fields(
+        dataset="svhn",
+        network="ntt-conv-4",
+        validation=7325,
+        steps=422_400,
+        transfer_batch=32,
+        beta=1e-8,
+        methods=_LONG,
+    ),
 }
-seeds = {"quick": 3, "paper": 5, "fashion": 5, "lenet-5": 5, "cifar10": 5}
+seeds = {"quick": 3, "paper": 5, "fashion": 5, "lenet-5": 5, "cifar10": 5, "svhn": 5}
 
 _X: dict[str, Any] = {
     "x": "density",
@@ -165,7 +175,7 @@ def check(fields: Fields) -> None:
     """
     from secateur.networks.registry import entry
 
-    trained.adam(fields)
+    trained.recipe(fields)
     entry(fields.network)
     for branch in fields.methods:
         lookup("method of the study ntt", branch, METHODS)
@@ -230,7 +240,7 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
 def _transfer_steps(fields: Fields) -> int:
     from secateur.data.registry import DATASETS
 
-    sizes = {"mnist5k": 4000, "cifar10": 50_000, "cifar100": 50_000}
+    sizes = {"mnist5k": 4000, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}
     lookup("data set", fields.dataset, DATASETS)
     left = (sizes.get(fields.dataset, 60_000) - fields.validation) * (1 - fields.held_out)
     return fields.transfer_steps or int(fields.transfer_epochs * left / fields.transfer_batch)
@@ -328,7 +338,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         start,
         stats,
         data,
-        trained.adam(fields),
+        trained.recipe(fields),
         mask,
         key(seed, "train"),  # of all methods: the same examples in the same order
         siblings=1 if fields.steps >= 5000 else 10,

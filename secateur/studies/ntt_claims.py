@@ -7,12 +7,12 @@ fmi-basel/neural-tangent-transfer; distances there are of the full kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from secateur.lab.verdicts import Claim
-from secateur.studies.lottery_claims import LAST, at, difference
-from secateur.studies.measured import Measured, Row
+from secateur.studies.measured import LAST, Measured, Row, difference, value_at
 
 _PAPER = {
     "dataset": "mnist",
@@ -35,15 +35,6 @@ def early(step: int) -> Any:
         return 100 * float(row["curve"]["validation_accuracy"][place])
 
     return found
-
-
-def value_at(of: Any, branch: str, density: float) -> Any:
-    """per seed: a value of a branch at a density."""
-
-    def per_seed(rows: Sequence[Row]) -> dict[int, float]:
-        return {s: of(row) for s, row in sorted(at(rows, branch, density).items())}
-
-    return per_seed
 
 
 def fall(distance: str, branch: str, density: float) -> Any:
@@ -77,9 +68,11 @@ def _claim(
     source: str = _LZ,
     paper: float | None = None,
     unit: str = "points",
+    only: Mapping[str, Any] = MappingProxyType({}),
 ) -> Measured:
-    claim = Claim(id, source, statement, measure, comparison, margin, _PAPER, paper, unit)
-    return Measured(claim, per_seed)
+    needs = {**_PAPER, **only}
+    claim = Claim(id, source, statement, measure, comparison, margin, needs, paper, unit)
+    return Measured(claim, per_seed, only)
 
 
 CLAIMS: tuple[Measured, ...] = (
@@ -100,6 +93,15 @@ CLAIMS: tuple[Measured, ...] = (
         96.0,
         paper=96.46,
         unit="%",
+    ),
+    _claim(
+        "NTT-2",
+        "So is a convolutional network.",
+        f"test accuracy at the last step, transfer minus uniform random, {_AT}",
+        difference(LAST, ("ntt", LOW), ("random", LOW)),
+        1.0,
+        paper=1.65,
+        only={"network": "lenet-5-relu"},
     ),
     _claim(
         "NTT-3",

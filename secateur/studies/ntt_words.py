@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.studies.figures import Branch
-from secateur.studies.lottery_claims import at
 from secateur.studies.lottery_words import mean
-from secateur.studies.measured import Row
+from secateur.studies.measured import Row, at
 
 branches = (
     Branch("ntt", "transfer", "Neural tangent transfer by the kernel of masked training."),

@@ -190,7 +190,7 @@ def check(fields: Fields) -> None:
     """
     from secateur.core.errors import lookup
 
-    trained.adam(fields)
+    trained.recipe(fields)
     lookup("initialiser", fields.initialiser, VARIANCES)
     if not fields.hidden or min(fields.hidden) < 1:
         raise SecateurError(f"hidden lists widths of at least 1, not {fields.hidden}.")
@@ -338,7 +338,7 @@ def _trained(
         start,
         stats,
         data,
-        trained.adam(fields),
+        trained.recipe(fields),
         mask,
         key(seed, "train"),  # of all methods: the same examples in the same order
         siblings=10,

@@ -11,8 +11,7 @@ from math import log
 from typing import Any
 
 from secateur.lab.verdicts import Claim
-from secateur.studies.lottery_claims import LAST, at, difference
-from secateur.studies.measured import Measured, Row
+from secateur.studies.measured import LAST, Measured, Row, at, difference
 from secateur.studies.sap_limit_words import CLOSED, MASKS, ONCE, SCORES, SHUFFLED
 
 _HERE = "derived here: the limit of NTK-SAP"

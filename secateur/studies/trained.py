@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=2)
-def sets(dataset: str, validation: int, split_seed: int) -> Sets:
+def sets(dataset: str, validation: int, split_seed: int, normalisation: str = "own") -> Sets:
     """The three sets of a run, read once a process.
 
     Raises:
@@ -27,11 +27,13 @@ def sets(dataset: str, validation: int, split_seed: int) -> Sets:
     from secateur.data.registry import load
     from secateur.data.splits import split
 
-    return split(load(dataset), validation, split_seed)
+    return split(load(dataset, normalisation=normalisation), validation, split_seed)
 
 
-def adam(fields: Any) -> Recipe:
-    """Adam at a constant rate, as fields of these names say it.
+def recipe(fields: Any) -> Recipe:
+    """As fields of these names say it; Adam at a constant rate where they say no more.
+
+    ``drops`` lists steps, at each of which the rate falls to a tenth.
 
     Raises:
         SecateurError: for what no recipe can be.
@@ -39,6 +41,10 @@ def adam(fields: Any) -> Recipe:
     from secateur.train.recipes import Recipe
 
     return Recipe(
+        optimiser=getattr(fields, "optimiser", "adam"),
+        weight_decay=getattr(fields, "weight_decay", 0.0),
+        augment=getattr(fields, "augment", "none"),
+        drops=tuple((step, 0.1) for step in getattr(fields, "drops", ())),
         rate=fields.learning_rate,
         batch=fields.batch,
         steps=fields.steps,
@@ -46,12 +52,38 @@ def adam(fields: Any) -> Recipe:
     )
 
 
-def network_for(name: str, data: Sets) -> Network:
-    """The built-in network of that name, for images and classes of these data."""
-    from secateur.networks.registry import network
+def network_for(name: str, data: Sets, options: Sequence[str] = ()) -> Network:
+    """The built-in network of that name, for images and classes of these data.
 
+    Args:
+        options: of its maker, as ``width=8``.
+
+    Raises:
+        SecateurError: for an option that it has not, or a value that it does not take.
+    """
+    from secateur.lab.spec import values_of
+    from secateur.networks.registry import network, option_types
+
+    told = values_of(f"option of {name}", option_types(name), options)
     shape = tuple(data.train.images.shape[1:])
-    return network(name, input_shape=shape, outputs=len(data.classes))
+    return network(name, **{"input_shape": shape, "outputs": len(data.classes), **told})
+
+
+def described(
+    fields: Any, apart: Collection[str] = (), later: Collection[str] = ()
+) -> dict[str, Any]:
+    """The fields as they stand in a cell's address.
+
+    Args:
+        apart: fields that change no cell.
+        later: fields that came when cells were in stores already: at their defaults they change no
+            address, so that these cells are found.
+    """
+    import msgspec
+
+    told = msgspec.to_builtins(fields)
+    usual = msgspec.to_builtins(type(fields)())
+    return {k: v for k, v in told.items() if k not in apart and not (k in later and v == usual[k])}
 
 
 def data_address(data: str) -> str:

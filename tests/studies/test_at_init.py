@@ -16,6 +16,7 @@ from secateur.lab.store import Store
 from secateur.prune.methods import METHODS
 from secateur.studies import at_init
 from secateur.studies.at_init_claims import CLAIMS
+from secateur.studies.at_init_presets import METHODS as STUDIED
 from secateur.studies.at_init_words import SHUFFLED, branches
 
 DATA = DATASETS["mnist5k"].sha256
@@ -48,7 +49,7 @@ def test_cells_of_a_method_do_not_depend_on_what_else_is_asked():
 def test_every_branch_and_claim_is_of_a_method_that_exists():
     named = {b.name.removesuffix(SHUFFLED) for b in branches} - {"ticket"}
     assert named <= set(METHODS)
-    assert set(at_init.METHODS) <= named
+    assert set(STUDIED) <= named
     assert len({measured.claim.id for measured in CLAIMS}) == len(CLAIMS)
 
 
@@ -114,8 +115,8 @@ def test_what_cannot_be_run_is_refused():
 
 @pytest.mark.long
 def test_every_method_of_the_study_trains(tmp_path):
-    fields = msgspec.structs.replace(TINY, methods=at_init.METHODS, ticket=False, shuffled=False)
+    fields = msgspec.structs.replace(TINY, methods=STUDIED, ticket=False, shuffled=False)
     found = {row["branch"]: row for row in rows(fields, Store(tmp_path), [0])}
-    assert set(found) == {"dense", *at_init.METHODS}
+    assert set(found) == {"dense", *STUDIED}
     masks = {k: row["hashes"]["mask"] for k, row in found.items()}
     assert len(set(masks.values())) == len(masks), "two methods chose the same mask"

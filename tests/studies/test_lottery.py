@@ -17,7 +17,8 @@ from secateur.lab.progress import Progress
 from secateur.lab.run import run
 from secateur.lab.store import Store
 from secateur.studies import lottery, trained
-from secateur.studies.lottery_claims import CLAIMS, at
+from secateur.studies.lottery_claims import CLAIMS
+from secateur.studies.measured import at
 
 DATA = DATASETS["mnist5k"].sha256
 QUICK = lottery.presets["quick"]
