@@ -33,7 +33,9 @@ class Phew(Construction):
     Walks begin at each input in turn, going forward, and at each output in turn, going backward
     (there the sum is over j'). In a convolution the channel is drawn by the norm of its k x k
     kernel and then one entry by |w|; where branches part or meet, a fair coin chooses one; after a
-    flattening any place of the channel. Whole walks are added until at least ``keep`` weights are
+    flattening any place of the channel. Where on the map a walk is plays no part, so that on maps
+    of 1 x 1 or 2 x 2 the entries of one walk alone may lead off the map; those that see nothing but
+    padding are never met. Whole walks are added until at least ``keep`` weights are
     kept: up to L - 1 more (k * k L with ``kernel_conserved``), which is reported and not cut off,
     as that would break a path.
 
