@@ -1,9 +1,11 @@
-"""Tables of docs/results.md from an exported study: accuracy, early stopping, and verdicts.
+"""Tables of docs/results.md from an exported study or a store: accuracies and verdicts.
 
     secateur export lottery docs/results/lottery-paper.csv
     python scripts/results.py docs/results/lottery-paper.csv --preset paper
+    python scripts/results.py results --study at-init --preset mlp --seeds 3
 
-Prints Markdown: means over seeds with half the width of their 95 % t interval.
+Prints Markdown: means over seeds with half the width of their 95 % t interval. Claims that look at
+whole curves can be judged from a store alone.
 """
 
 from __future__ import annotations
@@ -39,6 +41,33 @@ def rows(path: Path) -> list[Row]:
     return found
 
 
+def stored(path: Path, name: str, preset: str, seeds: int | None, sets: list[str]) -> Any:
+    """The rows of a store that a request asks for, as far as they are there, and its fields."""
+    from secateur.lab.store import Store
+    from secateur.studies.plan import plan
+
+    store, (part,) = Store(path, create=False), plan(name, preset, seeds, sets=sets).parts
+    found = []
+    for asked in part.cells:
+        if store.has(asked):
+            result = store.read(asked)
+            cpu = result.values.get("seconds", {}).get("cpu", math.nan)
+            found.append({"seconds_cpu": cpu, **result.values, "seed": asked.seed})
+    return found, msgspec.to_builtins(part.fields)
+
+
+def given(path: Path, name: str, preset: str) -> dict[str, Any]:
+    """The fields of the preset, but for those that the export says."""
+    fields = msgspec.to_builtins(study(name).presets[preset])
+    with open(path, newline="") as file:
+        first = next(csv.DictReader(file))
+    return fields | {
+        k: type(v)(first[f"field.{k}"])
+        for k, v in fields.items()
+        if f"field.{k}" in first and isinstance(v, int | float | str) and not isinstance(v, bool)
+    }
+
+
 def cell(values: list[float], digits: int) -> str:
     """``98.21 ± .08``: the mean over seeds and half its interval."""
     told = interval(values)
@@ -52,9 +81,11 @@ def table(found: list[Row], part: str, name: str, scale: float, digits: int) -> 
     by: dict[tuple[str, int], list[float]] = defaultdict(list)
     density = {}
     for row in found:
+        if part not in row:
+            continue
         by[row["branch"], row["level"]].append(scale * row[part][name])
         density[row["level"]] = row["density"]
-    branches = list(dict.fromkeys(row["branch"] for row in found if row["branch"] != "dense"))
+    branches = [name for name in dict.fromkeys(name for name, _ in by) if name != "dense"]
     lines = [
         "| level | weights | " + " | ".join(branches) + " |",
         "|---" * (2 + len(branches)) + "|",
@@ -121,26 +152,24 @@ def verdicts(found: list[Row], name: str, fields: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("csv", type=Path)
+    parser.add_argument("source", type=Path, help="an exported CSV file, or a store")
     parser.add_argument("--study", default="lottery")
     parser.add_argument("--preset", default="paper")
+    parser.add_argument("--seeds", type=int, help="of a store")
+    parser.add_argument("--set", dest="sets", action="append", default=[], help="of a store")
     parser.add_argument("--differences", nargs=2, metavar="BRANCH", help="over lengths of a level")
     asked = parser.parse_args()
-    found = rows(asked.csv)
+    if asked.source.is_dir():
+        found, fields = stored(asked.source, asked.study, asked.preset, asked.seeds, asked.sets)
+    else:
+        found, fields = rows(asked.source), given(asked.source, asked.study, asked.preset)
     if asked.differences:
         print(*differences(found, *asked.differences), sep="\n")
         return
-    fields = msgspec.to_builtins(study(asked.study).presets[asked.preset])
-    with open(asked.csv, newline="") as file:
-        first = next(csv.DictReader(file))
-    fields |= {
-        k: type(v)(first[f"field.{k}"])
-        for k, v in fields.items()
-        if f"field.{k}" in first and isinstance(v, int | float | str) and not isinstance(v, bool)
-    }
     seeds = sorted({row["seed"] for row in found})
     hours = sum(row["seconds_cpu"] for row in found) / 3600
-    print(f"{len(found)} cells, seeds {', '.join(map(str, seeds))}, {hours:.1f} CPU hours.\n")
+    took = f", {hours:.1f} CPU hours" if math.isfinite(hours) else ""
+    print(f"{len(found)} cells, seeds {', '.join(map(str, seeds))}{took}.\n")
     for title, part, name, scale, digits in (
         ("Test accuracy in % at early stopping", "best", "test_accuracy", 100, 2),
         ("Test accuracy in % at the last step", "last", "test_accuracy", 100, 2),
