@@ -28,8 +28,9 @@ from secateur.prune.parity import PARITIES, Parity
 from secateur.prune.problem import Problem
 from secateur.prune.schedules import counts, densities
 from secateur.prune.scopes import Given, NofM, Scope, scope
+from secateur.prune.select import count_true, unranked
 from secateur.prune.ticket import Provenance, Ticket, ticket, versions
-from secateur.structure.canonical import canonical
+from secateur.structure.canonical import apart, canonical
 from secateur.train.losses import LOSSES, Loss
 
 DENSITY = 0.1  # where neither the caller nor the scope nor the schedule says
@@ -134,13 +135,11 @@ def _rounds(
                     f"{before[name].shape} was expected."
                 )
         alive = [jnp.ones_like(before[n]) if revival else before[n] for n in order]
-        ranked = [scores[n] for n in order]
-        bad = jnp.stack(
-            [jnp.sum(a & ~jnp.isfinite(s), dtype=jnp.int32) for s, a in zip(ranked, alive)]
-        )
+        ranked = apart([scores[n] for n in order])
+        bad = jnp.stack([unranked(s, a) for s, a in zip(ranked, alive)])
         chosen = dict(zip(order, scope.choose(ranked, alive, counts[k], tying, ties)))
         first = (carry.bad_round < 0) & (jnp.sum(bad) > 0)
-        back = sum(jnp.sum(chosen[n] & ~before[n], dtype=jnp.int32) for n in order)
+        back = sum(count_true(chosen[n] & ~before[n]) for n in order) if revival else 0
         return Carry(
             unflatten({**before, **chosen}, carry.mask),
             jnp.where(first, bad, carry.bad),

@@ -1,8 +1,8 @@
-"""The K highest scores, exactly, inside a compiled program, without sorting.
+"""The K highest scores, exactly, inside a compiled program, without sorting them.
 
 A float has an integer image with the same order. A threshold that leaves K is searched between two
 integers: each step compares all scores with a number between them and counts. A sample says where
-to begin, so that half a dozen passes over the scores do. K is data of the program, so one program
+to begin, so that about ten passes over the scores do. K is data of the program, so one program
 serves every round and every density.
 """
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from secateur.core.errors import lookup
 from secateur.core.keys import Key
 
-SAMPLE = 2048  # of more than four times as many scores
+SAMPLE = 2048  # scores, or up to twice as many, that say where to begin
 
 TIES = {
     "index": "of equal scores the first in the order of layers and places are kept",
@@ -27,21 +27,42 @@ TIES = {
 }
 
 
+def _bits(x: jax.Array) -> jax.Array:
+    unsigned: Any = jnp.dtype(f"uint{x.dtype.itemsize * 8}")
+    return jax.lax.bitcast_convert_type(x, unsigned)
+
+
 def image(scores: jax.Array) -> jax.Array:
     """Unsigned integers in the order of the floats: one image for -0.0 and 0.0, -inf's above 0.
 
     Comparisons of integers see subnormal floats, which comparisons of floats may flush to 0.
     NaN has an image, too, but no meaning: who calls refuses it.
     """
-    unsigned: Any = jnp.dtype(f"uint{scores.dtype.itemsize * 8}")
-    bits = jax.lax.bitcast_convert_type(scores, unsigned)
-    sign = jnp.asarray(1, unsigned) << (scores.dtype.itemsize * 8 - 1)
+    bits = _bits(scores)
+    sign = _bits(jnp.asarray(-0.0, scores.dtype))
     bits = jnp.where(bits == sign, jnp.zeros_like(bits), bits)
     return jnp.where(bits & sign != 0, ~bits, bits | sign)
 
 
-def _count(found: jax.Array) -> jax.Array:
-    return jnp.sum(found, dtype=jnp.int32)
+def count_true(found: jax.Array) -> jax.Array:
+    """How many are true, or the sum of integers 0 and 1; int32.
+
+    XLA's CPU backend adds a long array one by one, after it has written it down as integers. The
+    columns of a few long rows it compares and adds in vectors, in a quarter of the time; the bytes
+    keep it from making one sum of the two again.
+    """
+    flat, rows = found.ravel(), 32
+    width = flat.size // rows
+    columns = jnp.sum(flat[: rows * width].reshape(rows, width), axis=0, dtype=jnp.int8)
+    return jnp.sum(columns, dtype=jnp.int32) + jnp.sum(flat[rows * width :], dtype=jnp.int32)
+
+
+def unranked(scores: jax.Array, alive: jax.Array) -> jax.Array:
+    """How many of the competing scores are NaN or infinite, int32."""
+    infinite = _bits(jnp.asarray(jnp.inf, scores.dtype))  # NaN has its exponent
+    odd = (_bits(scores) & infinite) == infinite
+    # A product of bytes is computed in vectors on a CPU, an `and` of booleans is not.
+    return count_true(alive.astype(jnp.int8) * odd.astype(jnp.int8))
 
 
 class _Bracket(NamedTuple):
@@ -53,74 +74,69 @@ class _Bracket(NamedTuple):
     at_high: jax.Array
 
 
+def _within(b: _Bracket, middle: jax.Array, found: jax.Array, keep: jax.Array) -> _Bracket:
+    """The bracket when ``middle`` leaves ``found``; never a wider one."""
+    low, high = (found >= keep) & (middle > b.low), (found <= keep) & (middle < b.high)
+    return _Bracket(
+        jnp.where(low, middle, b.low),
+        jnp.where(high, middle, b.high),
+        jnp.where(low, found, b.at_low),
+        jnp.where(high, found, b.at_high),
+    )
+
+
 def _narrowed(images: jax.Array, keep: jax.Array, start: _Bracket) -> _Bracket:
     """The bracket when one end leaves exactly ``keep``, or when nothing lies between its ends.
 
-    Two steps of three interpolate, as if scores lay evenly between the ends, which they nearly do
-    once the ends are near; the third halves, so that none takes more than 3 passes a bit.
+    Steps interpolate, as if scores lay evenly between the ends, which they nearly do once the ends
+    are near. An end that stays where it is while the other moves again and again counts half each
+    time (the Illinois rule), or the other would creep. Each eighth step halves, so that none takes
+    more than 8 passes a bit.
     """
 
-    def going(state: tuple[_Bracket, jax.Array]) -> jax.Array:
-        b, _ = state
+    def going(state: tuple[_Bracket, jax.Array, jax.Array]) -> jax.Array:
+        b, *_ = state
         return (b.at_low != keep) & (b.at_high != keep) & (b.high - b.low > 1)
 
-    def step(state: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
-        b, i = state
+    def step(
+        state: tuple[_Bracket, jax.Array, jax.Array],
+    ) -> tuple[_Bracket, jax.Array, jax.Array]:
+        b, streak, i = state  # streak: how often the low end moved in a row; below 0 the high end
         span = b.high - b.low
-        part = (b.at_low - keep).astype(jnp.float32) / (b.at_low - b.at_high).astype(jnp.float32)
-        guess = jnp.where(
-            i % 3 == 2, span // 2, (span.astype(jnp.float32) * part).astype(span.dtype)
-        )
-        middle = b.low + jnp.clip(guess, 1, span - 1)
-        found = _count(images >= middle)
-        up = found >= keep
-        return _Bracket(
-            jnp.where(up, middle, b.low),
-            jnp.where(up, b.high, middle),
-            jnp.where(up, found, b.at_low),
-            jnp.where(up, b.at_high, found),
-        ), i + 1
+        over = (b.at_low - keep) * jnp.exp2(jnp.minimum(streak + 1, 0).astype(jnp.float32))
+        under = (keep - b.at_high) * jnp.exp2(jnp.minimum(1 - streak, 0).astype(jnp.float32))
+        guess = (span.astype(jnp.float32) * (over / (over + under))).astype(span.dtype)
+        middle = b.low + jnp.clip(jnp.where(i % 8 == 7, span // 2, guess), 1, span - 1)
+        found = count_true(images >= middle)
+        streak = jnp.where(found > keep, jnp.maximum(streak, 0) + 1, jnp.minimum(streak, 0) - 1)
+        return _within(b, middle, found, keep), streak, i + 1
 
-    return jax.lax.while_loop(going, step, (start, jnp.int32(0)))[0]
+    return jax.lax.while_loop(going, step, (start, jnp.int32(0), jnp.int32(0)))[0]
 
 
-def _end(b: _Bracket, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-    exact = b.at_high == keep
-    return jnp.where(exact, b.high, b.low), jnp.where(exact, b.at_high, b.at_low)
-
-
-def threshold(images: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A t with exactly ``keep`` of ``images`` at or above it, and that number; where ties forbid
-    it, the largest t that leaves more, and how many it leaves.
+def threshold(images: jax.Array, keep: jax.Array, above: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A t > 0 with exactly ``keep`` of ``images`` at or above it, and that number; where ties
+    forbid it, the largest t that leaves more, and how many it leaves.
 
     Args:
-        images: unsigned (n,), below the largest integer. keep: int32 (), at most n.
+        images: unsigned (n,), below the largest integer.
+        keep: int32 (), at most ``above``, which is how many of the images are not 0.
     """
-    n, largest = images.size, ~jnp.zeros((), images.dtype)
-    start = _Bracket(jnp.zeros((), images.dtype), largest, jnp.int32(n), jnp.int32(0))
-    if n > 4 * SAMPLE:
-        # The same question about a few of them says about where to look. The guess is checked, so
-        # it costs two passes where it misleads.
-        some = images[:: n // SAMPLE]
-        m = some.size
-        rank = keep.astype(jnp.float32) * (m / n)
-        margin = 3 * jnp.sqrt(rank) + 2
-
-        def guess(wanted: jax.Array) -> jax.Array:
-            wanted = jnp.clip(wanted, 0, m).astype(jnp.int32)
-            empty = _Bracket(start.low, start.high, jnp.int32(m), start.at_high)
-            return _end(_narrowed(some, wanted, empty), wanted)[0]
-
-        low, high = guess(rank + margin), guess(rank - margin)
-        high = jnp.where(high == largest, high, high + 1)  # a tie at the border lies between
-        at_low, at_high = _count(images >= low), _count(images >= high)
-        start = _Bracket(
-            jnp.where(at_low >= keep, low, start.low),
-            jnp.where(at_high <= keep, high, start.high),
-            jnp.where(at_low >= keep, at_low, start.at_low),
-            jnp.where(at_high <= keep, at_high, start.at_high),
-        )
-    return _end(_narrowed(images, keep, start), keep)
+    least, most = jnp.ones((), images.dtype), ~jnp.zeros((), images.dtype)
+    b = _Bracket(least, most, above, jnp.int32(0))
+    # Where K comes among a few of them says about where to look. Both guesses are checked, so they
+    # cost two passes where they mislead.
+    some = jnp.sort(images[:: max(1, images.size // SAMPLE)])
+    competing, share = count_true(some > 0), keep / jnp.maximum(above, 1)
+    rank, margin = competing * share, 1.5 * jnp.sqrt(competing * share * (1 - share)) + 1
+    # One higher at the upper end: a tie at the border lies between the two.
+    for guess, beyond in ((rank + margin, 0), (rank - margin, 1)):
+        leaving = jnp.clip(guess, 1, jnp.maximum(competing, 1)).astype(jnp.int32)
+        middle = jnp.clip(some[some.size - leaving] + beyond * least, least, most)
+        b = _within(b, middle, count_true(images >= middle), keep)
+    b = _narrowed(images, keep, b)
+    exact = b.at_high == keep
+    return jnp.where(exact, b.high, b.low), jnp.where(exact, b.at_high, b.at_low)
 
 
 def _first(candidates: jax.Array, need: jax.Array) -> jax.Array:
@@ -138,7 +154,7 @@ def _first(candidates: jax.Array, need: jax.Array) -> jax.Array:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         low, high, _ = state  # at least `need` lie before `high`, fewer before `low`
         middle = low + (high - low) // 2
-        found = _count(candidates & (places < middle))
+        found = count_true(candidates & (places < middle))
         enough = found >= need
         return (
             jnp.where(enough, low, middle + 1),
@@ -146,7 +162,7 @@ def _first(candidates: jax.Array, need: jax.Array) -> jax.Array:
             jnp.where(enough, found, need + 1),
         )
 
-    start = (jnp.int32(0), jnp.int32(n), _count(candidates))
+    start = (jnp.int32(0), jnp.int32(n), count_true(candidates))
     return candidates & (places < jax.lax.while_loop(going, step, start)[1])
 
 
@@ -176,31 +192,7 @@ def top(
     Raises:
         SecateurError: for an unknown rule of ties.
     """
-    lookup("rule of ties", ties, TIES)
-    if scores.size == 0:
-        return alive
-    keep = jnp.asarray(keep, jnp.int32)
-    keep = jnp.minimum(keep, _count(alive))
-    images = jnp.where(alive, image(scores), 0)  # below the image of every float but NaN
-    t, found = threshold(images, keep)
-    if ties == "threshold-keep":
-        return (images >= t) & alive
-    if ties == "threshold-drop":
-        return jnp.where(found == keep, images >= t, images > t) & alive
-    if ties == "random" and key is None:
-        raise TypeError("random ties need a key")
-
-    def tied() -> jax.Array:
-        above, equal = images > t, (images == t) & alive
-        need = keep - _count(above)
-        if ties == "random" and key is not None:
-            bits = jnp.where(equal, jax.random.bits(key, images.shape, jnp.uint32) >> 1, 0)
-            u, _ = threshold(bits, need)
-            over = equal & (bits > u)
-            return above | over | _first(equal & (bits == u), need - _count(over))
-        return above | _first(equal, need)
-
-    return jax.lax.cond(found == keep, lambda: images >= t, tied)
+    return top_of([scores], [alive], keep, ties, key)[0]
 
 
 def top_of(
@@ -211,16 +203,40 @@ def top_of(
     key: Key | None = None,
 ) -> list[jax.Array]:
     """`top` of several arrays ranked together, in their order; bool arrays of their shapes."""
+    lookup("rule of ties", ties, TIES)
     dtype = reduce(jnp.promote_types, (s.dtype for s in scores))
-    chosen = top(
-        jnp.concatenate([s.ravel().astype(dtype) for s in scores]),
-        jnp.concatenate([a.ravel() for a in alive]),
-        keep,
-        ties,
-        key,
+    images = jnp.concatenate(
+        # Who is not alive is below the image of every float but NaN.
+        [jnp.where(a, image(s.astype(dtype)), 0).ravel() for s, a in zip(scores, alive)]
     )
-    cuts, at = [], 0
+    chosen, cuts, at = _chosen(images, jnp.asarray(keep, jnp.int32), ties, key), [], 0
     for s in scores:
         cuts.append(chosen[at : at + s.size].reshape(s.shape))
         at += s.size
     return cuts
+
+
+def _chosen(images: jax.Array, keep: jax.Array, ties: str, key: Key | None) -> jax.Array:
+    """`top` of scores that have become images, 0 where they do not compete."""
+    if images.size == 0:
+        return images > 0
+    above = count_true(images > 0)
+    keep = jnp.minimum(keep, above)
+    t, found = threshold(images, keep, above)
+    if ties == "threshold-keep":
+        return images >= t
+    if ties == "threshold-drop":
+        return jnp.where(found == keep, images >= t, images > t)
+    if ties == "random" and key is None:
+        raise TypeError("random ties need a key")
+
+    def tied() -> jax.Array:
+        over, equal = images > t, images == t
+        need = keep - count_true(over)
+        if ties == "random" and key is not None:
+            bits = jnp.where(equal, (jax.random.bits(key, images.shape, jnp.uint32) >> 1) + 1, 0)
+            u, _ = threshold(bits, need, found - count_true(over))
+            over, equal = over | (bits > u), bits == u
+        return over | _first(equal, keep - count_true(over))
+
+    return jax.lax.cond(found == keep, lambda: images >= t, tied)

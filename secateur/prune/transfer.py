@@ -34,6 +34,7 @@ from secateur.prune.criterion import Construction, Progress
 from secateur.prune.magnitude import keep_largest
 from secateur.prune.problem import Problem
 from secateur.prune.quotas import PerLayer
+from secateur.structure.canonical import canonical
 from secateur.train.adam import scale_by_adam
 from secateur.train.order import Order
 
@@ -319,10 +320,6 @@ class _Run:
     ) -> None:
         self.kernel, self.how, self.problem, self.teacher = kernel, how, problem, teacher
         self.weights, self.held, self.mask_every = weights, held, mask_every
-        # On the CPU convolutions run many times slower inside a compiled loop than outside it.
-        shapes = {name: np.ndim(leaf) for name, leaf in flatten(teacher).items()}
-        convolutions = any(shapes[name] > 2 for name in how.rest)
-        self.one_by_one = convolutions and jax.default_backend() == "cpu"
         self.curve: dict[str, list[Any]] = {
             name: []
             for name in ("step", "output", "kernel_masked", "kernel_full", "objective", "returned")
@@ -333,10 +330,6 @@ class _Run:
 
     def steps(self, carry: Carry, mask: Mask, rows: np.ndarray) -> Carry:
         given = (self.how, self.kernel, self.problem, self.teacher, mask, self.weights)
-        if self.one_by_one:
-            for row in rows:
-                carry = _step(*given, carry, row)
-            return carry
         padded = np.zeros((self.mask_every, rows.shape[1]), rows.dtype)
         padded[: len(rows)] = rows
         return _steps(*given, carry, padded, np.int32(len(rows)))
@@ -362,7 +355,6 @@ def _inputs(problem: Problem, rows: jax.Array, dtype: Any) -> jax.Array:
     return problem.prepare(problem.images[rows]).astype(dtype)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _step(
     how: Plan,
     kernel: str,
@@ -399,10 +391,13 @@ def _steps(
 ) -> Carry:
     """The first ``count`` of the batches of ``rows`` (steps, batch), as one loop."""
 
-    def step(i: Any, carry: Carry) -> Carry:
-        return _step(how, kernel, problem, teacher, mask, weights, carry, rows[i])
+    def loop(problem: Problem, teacher: Params, carry: Carry) -> Carry:
+        def step(i: Any, carry: Carry) -> Carry:
+            return _step(how, kernel, problem, teacher, mask, weights, carry, rows[i])
 
-    return jax.lax.fori_loop(0, count, step, carry)
+        return jax.lax.fori_loop(0, count, step, carry)
+
+    return canonical(loop)(problem, teacher, carry)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -129,6 +129,23 @@ def _splits(params: Any) -> bool:
     )
 
 
+def apart(arrays: Any) -> Any:
+    """The same arrays (a tree of them), written down before anything reads them, on a CPU.
+
+    The backend computes what is elementwise again in each loop that reads it, and one long loop may
+    be far slower than two. Barriers of `jax.lax` are gone before it decides so.
+    """
+    if jax.default_backend() != "cpu":
+        return arrays
+    with _alone():
+        return _same(arrays)
+
+
+@jax.jit
+def _same(arrays: Any) -> Any:
+    return arrays
+
+
 class _Walk:
     """One evaluation of a program; remembers what its sub-programs hold."""
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
 from secateur.core.errors import SecateurError
-from secateur.prune.select import image, top, top_of
+from secateur.prune.select import count_true, image, top, top_of, unranked
 
 N = 40
 _top = jax.jit(partial(top, ties="index"))
@@ -70,6 +70,33 @@ def test_lanes_and_traced_counts() -> None:
     found = np.asarray(jax.vmap(_top)(scores, alive, keep))
     for i in range(5):
         assert (found[i] == sorted_top(scores[i], alive[i], int(keep[i]))).all()
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (31,), (32,), (5, 13), (3, 32), (70, 1001)])
+@pytest.mark.parametrize("part", [0, 0.3, 1])
+def test_counts_of_any_length(shape: tuple[int, ...], part: float) -> None:
+    found = np.random.default_rng(0).random(shape) < part
+    assert jax.jit(count_true)(found) == found.sum()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_what_is_nan_or_infinite_counts_where_it_competes(dtype: Any) -> None:
+    most = jnp.finfo(dtype).max
+    scores = jnp.asarray([jnp.nan, -jnp.nan, jnp.inf, -jnp.inf, most, -most, 0, 1e-45], dtype)
+    competing = jnp.tile(jnp.asarray([True, False]), 8)
+    assert jax.jit(unranked)(jnp.repeat(scores, 2), competing) == 4
+    assert jax.jit(unranked)(scores, jnp.zeros(8, bool)) == 0
+
+
+def test_few_that_compete_among_many() -> None:
+    """Late rounds of SynFlow: a sample holds a dozen of those alive, and the next few go."""
+    n, rng = 100_000, np.random.default_rng(0)
+    scores = np.exp(5 * rng.normal(size=n)).astype(np.float32)
+    alive = rng.random(n) < 0.005
+    cut = jax.jit(top)
+    for keep in (alive.sum() - 20, alive.sum() - 1, alive.sum(), alive.sum() + 1, 1):
+        found = np.asarray(cut(scores, alive, int(keep)))
+        assert (found == sorted_top(scores, alive, int(keep))).all()
 
 
 @pytest.mark.parametrize("kind", ["normal", "few values", "mostly zero", "blocks", "constant"])
