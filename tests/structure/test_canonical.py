@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend.core import jaxprs_in_params
 
 from secateur.core.errors import SecateurError
-from secateur.structure.canonical import canonical
+from secateur.structure.canonical import apart, canonical
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
 
@@ -327,3 +327,14 @@ def test_overlapping_windows_stay_with_the_primitive(x64):
     x = drawn(2, 6, 6, 2)
     assert wrong(canonical(step), x) == ["select_and_scatter_add"]
     np.testing.assert_array_equal(step(x), jax.jit(canonical(step))(x))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only the CPU's loops are kept apart")
+def test_what_is_apart_is_no_part_of_the_loop_that_reads_it():
+    x, y = drawn(50, 30), drawn(30)
+    product = lambda x, y: apart({"a": x * y})["a"]
+    step = lambda x, y: jnp.concatenate([product(x, y).ravel(), y]) > 0
+    np.testing.assert_array_equal(jax.jit(product)(x, y), x * y)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(product, (0, None)))(x, y), x * y)
+    program = jax.jit(step).lower(x, y).compile().as_text()
+    assert " call(" in program
