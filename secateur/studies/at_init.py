@@ -1,10 +1,11 @@
 """Tickets found before training: every method, its shuffled control, and the lottery ticket.
 
-A cell is one training: of the dense network, of one method's ticket at one density, of the same
-mask shuffled within its layers, or one level of the lottery ticket (iterative magnitude pruning
-with rewinding), which is found by training: 20 % a level by one ranking over the network, so that
-its counts are the others'; the study `lottery` ranks within layers. All trainings of a seed begin
-with the same weights and see the same examples in the same order, so that methods are paired.
+A cell is one training: of the dense network, of one method's ticket at one density, of a sanity
+control of it (the mask shuffled within its layers; others where they are asked for), or one level
+of the lottery ticket (iterative magnitude pruning with rewinding), which is found by training: 20 %
+a level by one ranking over the network, so that its counts are the others'; the study `lottery`
+ranks within layers. All trainings of a seed begin with the same weights and see the same examples
+in the same order, so that methods are paired.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from secateur.core.errors import SecateurError, lookup
 from secateur.lab.cells import Cell, Result
 from secateur.studies import trained
 from secateur.studies.at_init_claims import CLAIMS
-from secateur.studies.at_init_presets import LATER, WORK, Fields, presets, seeds
-from secateur.studies.at_init_words import SHUFFLED, branches, citation, notes, sentence
+from secateur.studies.at_init_presets import APART, LATER, WORK, Fields, presets, seeds
+from secateur.studies.at_init_words import CONTROLS, branches, citation, notes, sentence
 from secateur.studies.figures import Curves
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def check(fields: Fields) -> None:
         lookup("method", method, KNOWN)
     for method in fields.methods or ("snip",):
         options_of(fields, method)
+    for control in fields.controls:
+        lookup("control", control, CONTROLS)
     if not 0 < fields.keep < 1:
         raise SecateurError(f"keep is between 0 and 1, not {fields.keep}: level c keeps keep^c.")
     if not fields.methods and not fields.ticket:
@@ -113,14 +116,12 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
     Args:
         data: SHA-256 of the data set.
     """
-    described = trained.described(
-        fields, ("levels", "methods", "method_options", "shuffled", "ticket"), LATER
-    )
+    described = trained.described(fields, APART, LATER)
     data, cost = trained.data_address(data), float(fields.steps)
     made = []
 
     def cell(seed: int, branch: str, level: int, **needs: Cell) -> Cell:
-        own = _texts(fields, branch.removesuffix(SHUFFLED))
+        own = _texts(fields, branch.partition(" ")[0])
         told = {**described, "method_options": own} if own else described
         place = {"branch": branch, "level": level}
         made.append(Cell(name, meaning, told, seed, place, data, needs, cost))
@@ -136,9 +137,25 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
             found = {method: cell(seed, method, level) for method in fields.methods}
             if fields.ticket:
                 found["ticket"] = tickets[level]
-            for method, masked in found.items() if fields.shuffled else ():
-                cell(seed, method + SHUFFLED, level, mask=masked)
+            for method, masked in found.items():
+                for control in (*(("shuffled",) if fields.shuffled else ()), *fields.controls):
+                    if _makes_sense(control, method):
+                        cell(seed, f"{method} {control}", level, mask=masked)
     return made
+
+
+def _makes_sense(control: str, method: str) -> bool:
+    """Whether a control of a method is anything but the method itself, and can be made."""
+    from secateur.prune.criterion import Construction
+    from secateur.prune.methods import load
+
+    if control == "shuffled" or method == "ticket":
+        return control == "shuffled"
+    if control == "reinitialised":
+        return True
+    needs = {"random-labels": {"labels"}, "noise": {"images"}}.get(control, set())
+    kind = load(method)
+    return not issubclass(kind, Construction) and method != "random" and needs <= kind.needs
 
 
 def takes(fields: Fields) -> dict[str, Any]:
@@ -199,20 +216,20 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     from secateur.core import trees
     from secateur.core.keys import key
     from secateur.prune import lottery
+    from secateur.prune.controls import control
     from secateur.prune.examine import examine
     from secateur.prune.find import find
     from secateur.prune.magnitude import keep_largest
     from secateur.train.training import Training
 
-    fields = msgspec.convert(
-        {**cell.fields, "levels": [], "methods": [], "shuffled": True, "ticket": True}, Fields
-    )
+    fields = msgspec.convert({**cell.fields, "levels": [], "methods": []}, Fields)
     data = sets(fields)
     network = trained.network_for(fields.network, data, fields.network_options)
     branch, level, seed = cell.place["branch"], int(cell.place["level"]), cell.seed
     initial, stats, ones = lottery.begin(network, seed)
     weights = sum(trees.sizes(ones).values())
     params, provenance = initial, {}
+    method, _, changed = branch.partition(" ")
 
     if branch == "dense":
         mask = ones
@@ -221,21 +238,24 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         outer = ones if level == 1 else trained.unpack_mask(before, ones)
         last = trained.unpack(before, initial)[1]
         mask = keep_largest(last, outer, kept(weights, level, fields.keep))
-    elif branch.endswith(SHUFFLED):
+    elif changed == "shuffled":
         mask = trained.unpack_mask(inputs["mask"], ones)
         mask = lottery.shuffle_within_layers(mask, seed, "shuffled", branch, level)
     else:
         ticket = find(
             network,
             data,
-            branch,
+            method,
             fields.keep**level,
-            seed=key(seed, "find", branch, level),
+            seed=key(seed, "find", method, level),
             params=initial,
             stats=stats,
             progress=False,
-            **options_of(fields, branch),
+            **options_of(fields, method),
         )
+        if changed:
+            given = {"data": data, "params": initial, "stats": stats, "progress": False}
+            ticket = control(ticket, network, changed, seed, **given)
         mask, params = ticket.mask, ticket.params
         told = msgspec.to_builtins(ticket.provenance)
         provenance = {k: told[k] for k in ("title", "source", "options", "scope", "rounds", "bn")}
@@ -261,10 +281,11 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     }
     if health.effective_density is not None:
         values["effective_share"] = health.effective_density / health.density
-    if branch.endswith(SHUFFLED):
-        method = inputs["mask"].values["last"]["test_accuracy"]
-        values["lost_by_shuffling"] = 100 * (method - fitted.last["test_accuracy"])
-        values["method"] = branch.removesuffix(SHUFFLED)
+    if changed:
+        whole = inputs["mask"].values["last"]["test_accuracy"]
+        lost = "lost_by_shuffling" if changed == "shuffled" else "lost_by_control"
+        values[lost] = 100 * (whole - fitted.last["test_accuracy"])
+        values["method"] = method
     if provenance:
         values["provenance"] = provenance
     arrays = trained.pack_mask(mask)
@@ -283,12 +304,13 @@ def _checks(
 
     alive = trees.alive(mask)
     checks = {}
-    if branch == "phew" or branch == "phew" + SHUFFLED:  # whole walks: an end may be over
+    method, _, changed = branch.partition(" ")
+    if method == "phew":  # whole walks: an end may be over
         over = sum(alive.values()) - wanted
         checks["count within one walk of what was asked"] = 0 <= over < len(alive)
     else:
         checks["exact counts"] = sum(alive.values()) == wanted
-    if branch.endswith(SHUFFLED):
+    if changed in ("shuffled", "reinitialised"):
         before = trained.unpack_mask(inputs["mask"], ones)
         checks["as many weights in each layer as the method's mask"] = trees.alive(before) == alive
     return checks

@@ -41,6 +41,8 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         keep: level c keeps the fraction keep^c of the weights. levels: which are trained.
         methods: names, as in the docs; ``method_options``: as ``ntk-sap.draws=5``.
         shuffled: train every mask also shuffled within its layers.
+        controls: further sanity controls of every method, where they make sense: ``reinitialised``,
+            ``inverted``, ``random-labels``, ``noise``.
         ticket: the lottery ticket beside them; it trains every level up to the last.
     """
 
@@ -63,9 +65,12 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     methods: tuple[str, ...] = METHODS
     method_options: tuple[str, ...] = ()
     shuffled: bool = True
+    controls: tuple[str, ...] = ()
     ticket: bool = True
 
 
+# Fields that say which cells there are, and change none.
+APART = ("levels", "methods", "method_options", "shuffled", "controls", "ticket")
 # Fields that came when cells were in stores: at their defaults they change no address.
 LATER = (
     "network_options",

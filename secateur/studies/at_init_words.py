@@ -9,7 +9,14 @@ from secateur.studies.figures import Branch
 from secateur.studies.lottery_words import mean
 from secateur.studies.measured import LAST, Row
 
-SHUFFLED = " shuffled"
+# Sanity controls, in a branch's name behind the method: "snip shuffled".
+CONTROLS = {
+    "shuffled": "The same counts, at random places.",
+    "reinitialised": "The same mask, other initial weights.",
+    "inverted": "What the method would keep goes first, in every round.",
+    "random-labels": "The method, scored on random labels.",
+    "noise": "The method, scored on noise.",
+}
 
 _METHODS = (
     (
@@ -34,7 +41,8 @@ _METHODS = (
 branches = (
     *(Branch(name, label, told) for name, label, told in _METHODS),
     *(
-        Branch(name + SHUFFLED, label + ", shuffled", "The same counts, at random places.")
+        Branch(f"{name} {control}", f"{label}, {control.replace('-', ' ')}", told)
+        for control, told in CONTROLS.items()
         for name, label, _ in _METHODS
     ),
 )
@@ -64,7 +72,7 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
     density = fields.keep ** max(levels)
     names = dict.fromkeys(row["branch"] for row in rows if row["branch"] != "dense")
     labels = {branch.name: branch.label for branch in branches}
-    found = {name: mean(rows, name, density) for name in names if SHUFFLED not in name}
+    found = {name: mean(rows, name, density) for name in names if " " not in name}
     ranked = sorted(((v, k) for k, v in found.items() if v is not None), reverse=True)
     said = ", ".join(f"{labels.get(name, name)} {value:.1f}" for value, name in ranked)
     dense = mean(rows, "dense", 1.0, LAST)

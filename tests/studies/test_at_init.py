@@ -17,7 +17,7 @@ from secateur.prune.methods import METHODS
 from secateur.studies import at_init
 from secateur.studies.at_init_claims import CLAIMS
 from secateur.studies.at_init_presets import METHODS as STUDIED
-from secateur.studies.at_init_words import SHUFFLED, branches
+from secateur.studies.at_init_words import branches
 
 DATA = DATASETS["mnist5k"].sha256
 TINY = msgspec.structs.replace(
@@ -47,7 +47,7 @@ def test_cells_of_a_method_do_not_depend_on_what_else_is_asked():
 
 
 def test_every_branch_and_claim_is_of_a_method_that_exists():
-    named = {b.name.removesuffix(SHUFFLED) for b in branches} - {"ticket"}
+    named = {b.name.partition(" ")[0] for b in branches} - {"ticket"}
     assert named <= set(METHODS)
     assert set(STUDIED) <= named
     assert len({measured.claim.id for measured in CLAIMS}) == len(CLAIMS)
@@ -58,7 +58,7 @@ def test_counts_are_exact_and_shuffling_keeps_those_of_each_layer(done):
         if row["branch"] == "dense":
             continue
         assert row["alive"] == at_init.kept(266_200, row["level"])
-        if row["branch"].endswith(SHUFFLED):
+        if row["branch"].endswith(" shuffled"):
             (method,) = [
                 r for r in done if r["branch"] == row["method"] and r["level"] == row["level"]
             ]
@@ -120,3 +120,38 @@ def test_every_method_of_the_study_trains(tmp_path):
     assert set(found) == {"dense", *STUDIED}
     masks = {k: row["hashes"]["mask"] for k, row in found.items()}
     assert len(set(masks.values())) == len(masks), "two methods chose the same mask"
+
+
+def test_controls_are_those_that_make_sense_of_each_method():
+    kinds = ("reinitialised", "inverted", "random-labels", "noise")
+    methods = ("random", "magnitude", "snip", "logit-snip", "synflow", "phew")
+    fields = msgspec.structs.replace(TINY, methods=methods, controls=kinds, shuffled=False)
+    at_init.check(fields)
+    made = {c.place["branch"] for c in at_init.cells(fields, [0], DATA)}
+    assert {b for b in made if " " in b} == {
+        *(f"{method} reinitialised" for method in methods),
+        *(f"{method} inverted" for method in ("magnitude", "snip", "logit-snip", "synflow")),
+        "snip random-labels",
+        "snip noise",
+        "logit-snip noise",
+    }
+    assert made <= {branch.name for branch in branches} | {"dense"}
+    with pytest.raises(SecateurError, match="Did you mean 'inverted'"):
+        at_init.check(msgspec.structs.replace(TINY, controls=("invertd",)))
+
+
+@pytest.mark.long
+def test_controls_of_snip_train(tmp_path):
+    kinds = ("reinitialised", "inverted", "random-labels", "noise")
+    fields = msgspec.structs.replace(
+        TINY, methods=("snip",), controls=kinds, ticket=False, levels=(10,)
+    )
+    found = {row["branch"]: row for row in rows(fields, Store(tmp_path), [0])}
+    assert set(found) == {"dense", "snip", "snip shuffled", *(f"snip {kind}" for kind in kinds)}
+    masks = {name: row["hashes"]["mask"] for name, row in found.items()}
+    assert masks["snip reinitialised"] == masks["snip"]
+    assert len(set(masks.values())) == len(masks) - 1
+    starts = {row["hashes"]["start"] for row in found.values()}
+    assert len(starts) == len(found)
+    inverted = found["snip inverted"]
+    assert inverted["lost_by_control"] > 5  # what SNIP would keep is what a network needs
