@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import msgspec
 import numpy as np
 import pytest
@@ -81,9 +82,19 @@ def rows(fields: at_init.Fields, store: Store) -> list[dict[str, Any]]:
     return [{**r.values, "seed": cell.seed, "checks": r.checks} for cell, r in results]
 
 
+@pytest.fixture
+def quick_compiles():
+    """Programs that run for two steps are not worth optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("preset", PUBLISHED)
-def test_every_published_preset_runs_from_data_to_claims(preset, tmp_path, monkeypatch):
+def test_every_published_preset_runs_from_data_to_claims(
+    preset, tmp_path, monkeypatch, quick_compiles
+):
     fields = toy(preset)
     monkeypatch.setattr(trained, "sets", lambda dataset, *_: noise(dataset))
     found = rows(fields, Store(tmp_path))
@@ -115,7 +126,7 @@ def test_every_published_preset_runs_from_data_to_claims(preset, tmp_path, monke
 
 
 @pytest.mark.long
-def test_ntk_sap_and_its_control_train_on_real_cifar10(tmp_path, monkeypatch):
+def test_ntk_sap_and_its_control_train_on_real_cifar10(tmp_path, monkeypatch, quick_compiles):
     fields = toy("resnet-20-cifar10", methods=("ntk-sap",), levels=(10,))
     try:
         whole = at_init.sets(fields)
