@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.core.errors import SecateurError, lookup
+from secateur.lab.cells import plain
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -176,7 +177,7 @@ def lighter_settings(needs: Mapping[str, Any], fields: Mapping[str, Any]) -> lis
         if number and isinstance(has, int | float) and not isinstance(has, bool):
             if has < wanted:
                 short.append(f"{name} {has:g} of {wanted:g}")
-        elif has != wanted:
+        elif plain(has) != plain(wanted):  # a tuple of fields is a list in a store
             short.append(f"{name} {has} instead of {wanted}")
     return short
 

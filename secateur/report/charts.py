@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import altair as alt
@@ -104,6 +104,7 @@ def draw(view: View, curves: Curves, theme: Theme = PAGE) -> dict[str, Any]:
     band = (
         alt.Chart(means_data)
         .transform_filter("isValid(datum.low)")
+        .transform_calculate(foot=scales["foot"])
         .mark_area(aria=False, tooltip=None, clip=True)
         .encode(
             x=x,
@@ -255,11 +256,18 @@ def _scales(
             symbolStrokeWidth=0,  # else the curve's dashes run round the marker
             labelLimit=320,
         )
+    shown = frame(every, middle, curves.percent_y, curves.y_log)
+    shown = shown if shown and shown[0] < shown[1] else None
+    extent: dict[str, Any] = {"domain": [float(f"{end:.6g}") for end in shown]} if shown else {}
+    ticks: dict[str, Any] = {"tickCount": 6}
+    if curves.y_log:
+        extent |= {"type": "log"}
+        ticks = {"values": log_ticks(*shown)} if shown else ticks
+    else:
+        extent |= {"zero": False, "nice": True}
     y: dict[str, Any] = {
-        "scale": alt.Scale(
-            zero=False, nice=True, padding=6, **_y_domain(every, middle, curves.percent_y)
-        ),
-        "axis": alt.Axis(title=None, tickCount=6, **_labels(curves.percent_y)),
+        "scale": alt.Scale(padding=6, **extent),
+        "axis": alt.Axis(title=None, **ticks, **_labels(curves.percent_y)),
     }
     branch = alt.Scale(domain=names, range=pick(theme.palette))
     return {
@@ -273,12 +281,14 @@ def _scales(
         ),
         "x": alt.X("x:Q", scale=_x_scale(curves), axis=_x_axis(curves, every)),
         "y": alt.Y("y:Q", **y),
-        "low": alt.Y("low:Q", **y),
+        "low": alt.Y("foot:Q", **y),
+        # Where a band begins: a logarithmic axis has no place for 0 and below.
+        "foot": f"max(datum.low, {shown[0]})" if curves.y_log and shown else "datum.low",
     }
 
 
 def frame(
-    every: list[Single], middle: list[Point], percent: bool = False
+    every: list[Single], middle: list[Point], percent: bool = False, log: bool = False
 ) -> tuple[float, float] | None:
     """The heights that a figure shows: all seeds, and of the bands what lies near them.
 
@@ -287,6 +297,11 @@ def frame(
     """
     if not every:
         return None
+    if log:
+        seeds = [replace(p, y=math.log10(p.y)) for p in every]
+        bands = [replace(p, low=_log(p.low), high=_log(p.high)) for p in middle]
+        shown = frame(seeds, bands)
+        return shown and (10 ** shown[0], 10 ** shown[1])
     least, most = min(p.y for p in every), max(p.y for p in every)
     room = (most - least) / 2
     lows = [p.low for p in middle if p.low is not None]
@@ -298,20 +313,17 @@ def frame(
     return max(low, floor), min(high, ceiling)
 
 
-def cut(every: list[Single], middle: list[Point], percent: bool = False) -> bool:
+def _log(y: float | None) -> float | None:
+    return y if y is None else math.log10(y) if y > 0 else -math.inf
+
+
+def cut(every: list[Single], middle: list[Point], percent: bool = False, log: bool = False) -> bool:
     """Whether a band reaches beyond what the figure shows."""
-    shown = frame(every, middle, percent)
+    shown = frame(every, middle, percent, log)
     return shown is not None and any(
         p.low is not None and p.high is not None and (p.low < shown[0] or p.high > shown[1])
         for p in middle
     )
-
-
-def _y_domain(every: list[Single], middle: list[Point], percent: bool) -> dict[str, Any]:
-    shown = frame(every, middle, percent)
-    if shown is None or shown[0] == shown[1]:
-        return {}
-    return {"domain": [float(f"{end:.6g}") for end in shown]}
 
 
 def _x_scale(curves: Curves) -> alt.Scale:

@@ -156,7 +156,7 @@ def figure(view: View, curves: Curves) -> dict[str, Any]:
         what = "95% t-interval" if curves.band == "t95" else "range"
         few = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(max(seeds))
         spread = f"Lines are means, bands the {what} over {few} seeds."
-        if charts.cut(every, middle, curves.percent_y):
+        if charts.cut(every, middle, curves.percent_y, curves.y_log):
             spread += " Where a band leaves the frame it is wider than is shown."
     elif seeds:
         spread = "One seed: no band."

@@ -140,12 +140,14 @@ class Single:
 
 
 def singles(view: View, curves: Curves) -> list[Single]:
-    """What each seed gave, where both paths lead to a finite number (x > 0 on a log axis)."""
+    """What each seed gave, where both paths lead to a finite number (above 0 on a log axis)."""
     points = []
     for run in runs(view):
         for row in run.rows:
             x, y = number(row, curves.x), number(row, curves.y)
-            if x is None or y is None or (curves.x_log and x <= 0):
+            if x is None or y is None:
+                continue
+            if (curves.x_log and x <= 0) or (curves.y_log and y <= 0):
                 continue
             points.append(Single(run.branch, run.seed, level(row), x, y))
     return points

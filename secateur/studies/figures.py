@@ -42,6 +42,7 @@ class Curves:
     y_title: str
     colour: str = "branch"
     x_log: bool = False
+    y_log: bool = False
     x_reverse: bool = False
     percent_x: bool = False
     percent_y: bool = False

@@ -142,13 +142,13 @@ figures = (
         title="Scores within a layer even out with the draws",
         caption="Standard deviation over mean of the signed scores of a layer, all weights alive; "
         "the mean over layers. By symmetry the expected scores of a layer are equal, so all of "
-        "this is noise, and falls as one over the root of the draws.",
+        "this is noise, and falls as one over the root of the draws: a line of slope -1/2 here.",
         x="draws",
         y="spread",
         x_title="draws of weights",
         y_title="variation within a layer",
         x_log=True,
-        percent_y=True,
+        y_log=True,
     ),
     Curves(
         name="from-limit",

@@ -110,6 +110,7 @@ def test_a_lighter_run_is_called_so():
     )
     assert lighter_settings({"steps": 5, "flag": True}, {"steps": 6, "flag": True}) == []
     assert lighter_settings({"steps": 5}, {}) == ["steps None instead of 5"]
+    assert lighter_settings({"hidden": [300, 100]}, {"hidden": (300, 100)}) == []
 
 
 def test_an_unknown_comparison_is_named():

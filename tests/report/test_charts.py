@@ -153,3 +153,11 @@ def test_bundle_is_the_one_that_draws_this_version_of_vega_lite() -> None:
     assert f"Vega-Lite {major}." in has, f"run scripts/vega_bundle.py: {has} for {wanted}"
     for name in ("vega", "vega-lite", "vega-embed"):
         assert "Redistribution and use" in (assets / f"LICENSE.{name}.txt").read_text()
+
+
+def test_a_logarithmic_frame_leaves_out_what_has_no_logarithm():
+    every = [Single("a", seed, 1, 1.0, y) for seed, y in enumerate((0.1, 10.0))]
+    low, high = charts.frame(every, means(every), log=True)
+    assert 0 < low < 0.1
+    assert 10 < high <= 10 * 10 + 1e-9  # half of the seeds' own range, in decades
+    assert charts.cut(every, means(every), log=True)
