@@ -115,7 +115,8 @@ def facts(view: View, every: Sequence[Run]) -> list[str]:
     densities = [d for row in view.rows if (d := number(row, "density")) is not None]
     if densities and min(densities) < 1:
         words[-1] += f", down to {numbers.percent(min(densities))} of the weights"
-    words.append(numbers.many(len(view.rows), "network") + " trained")
+    trainings = sum("last" in row for row in view.rows)  # other cells only measure
+    words.append(numbers.many(trainings, "network") + " trained")
     cpu = [s for row in view.rows if (s := number(row, "made.seconds_cpu")) is not None]
     if cpu:
         words.append(f"{numbers.seconds(sum(cpu))} of CPU time")

@@ -29,10 +29,10 @@ branches = (
         for name, label, _ in _METHODS
         if name != "random"
     ),
-    Branch("fd" + SCORES, "finite differences", "Scores of the published estimator."),
-    Branch("vjp" + SCORES, "random outputs (vjp)", "Scores of |J^T u|^2, u random signs."),
-    Branch("fd" + MASKS, "finite differences", "Masks of the published estimator."),
-    Branch("vjp" + MASKS, "random outputs (vjp)", "Masks of |J^T u|^2, u random signs."),
+    Branch("fd" + SCORES, "scores, fd", "Scores of the published estimator."),
+    Branch("vjp" + SCORES, "scores, vjp", "Scores of |J^T u|^2, u random signs."),
+    Branch("fd" + MASKS, "masks, fd", "Masks of the published estimator."),
+    Branch("vjp" + MASKS, "masks, vjp", "Masks of |J^T u|^2, u random signs."),
     Branch(ONCE, "one round", "All weights removed at once."),
     Branch(CLOSED, "closed form", "The mean trace by draws and by the formula."),
 )
