@@ -48,6 +48,7 @@ CALLS = {
 # Transpositions of larger arrays are kept from fusing with what made the array, which would then be
 # computed again in transposed order, with strided access: 30 times what the transposition takes.
 LARGE = 100_000
+MOST = 10  # examples of a kernel's gradient at a time
 
 
 def canonical(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -267,7 +268,40 @@ def _form(axes: int) -> lax.ConvDimensionNumbers:
     return lax.ConvDimensionNumbers(image, (last, last - 1, *range(axes - 2)), image)
 
 
+def _part(lhs: Any, rhs: Any, params: Any) -> int:
+    """How many examples of a kernel's gradient go at a time; 0: all, or it is none.
+
+    The gradient for a kernel is a convolution whose channels are the examples and whose kernel is
+    as large as the images. The backend writes down all patches of it: 60 MB for 100 images of
+    32 x 32 with 16 channels. Of ten images they stay in the cache, and the sum over parts takes
+    half to a third of the time; odd numbers do not fill its vectors.
+    """
+    numbers = params["dimension_numbers"]
+    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+        return 0
+    if numbers.lhs_spec[1] != 0 or numbers.rhs_spec[1] != 0:
+        return 0  # examples are not the first axis, so parts would not lie together
+    space = math.prod(rhs.shape[k] for k in numbers.rhs_spec[2:])
+    if space < 16 or lhs.size <= LARGE:
+        return 0
+    n = lhs.shape[0]
+    return max((k for k in range(8, min(MOST, n // 2) + 1, 2) if n % k == 0), default=0)
+
+
+def _kernel_gradient(lhs: Any, rhs: Any, params: Any, part: int) -> Any:
+    """The sum over parts of the examples."""
+
+    def step(total: Any, examples: Any) -> tuple[Any, None]:
+        return total + _convolution(*examples, params), None
+
+    cut = [x.reshape(-1, part, *x.shape[1:]) for x in (lhs, rhs)]
+    out = jax.eval_shape(lambda a, b: _convolution(a, b, params), cut[0][0], cut[1][0])
+    return lax.scan(step, jnp.zeros(out.shape, out.dtype), cut)[0]
+
+
 def _convolution(lhs: Any, rhs: Any, params: Any) -> Any:
+    if part := _part(lhs, rhs, params):
+        return _kernel_gradient(lhs, rhs, params, part)
     numbers = params["dimension_numbers"]
     n, c, *space = numbers.lhs_spec
     lhs = _turn(lhs, (n, *space, c))

@@ -97,12 +97,28 @@ def test_float32_agrees_to_rounding():
 
 
 def test_a_large_transposition_is_kept_from_fusing_and_changes_nothing(x64):
-    x, w = drawn(16, 20, 20, 20), drawn(3, 3, 20, 2, seed=1)
+    x, w = drawn(15, 20, 20, 20), drawn(3, 3, 20, 2, seed=1)  # an odd number is not parted
     step = jax.grad(lambda w, x: jnp.sum(jnp.sin(conv(jnp.tanh(x), w))))
     same(step, w, x)
     assert 'inlineable = "false"' in jax.jit(canonical(step)).lower(w, x).as_text()
     small = jax.jit(canonical(step)).lower(w, x[:4]).as_text()
     assert "inlineable" not in small
+
+
+@pytest.mark.parametrize("n", [16, 24, 60, 100])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_gradient_of_a_kernel_goes_by_parts_of_the_examples(n, stride, x64):
+    """The largest even number of at most ten that divides them; the sum is the same."""
+    x, w = drawn(n, 20, 20, 20), drawn(3, 3, 20, 2, seed=1)
+    step = jax.grad(lambda w, x: jnp.sum(jnp.sin(conv(x, w, stride=stride))))
+    same(step, w, x)
+    loops = [
+        eqn
+        for eqn in equations(jax.make_jaxpr(canonical(step))(w, x).jaxpr)
+        if eqn.primitive.name == "scan"
+    ]
+    part = {16: 8, 24: 8, 60: 10, 100: 10}[n]
+    assert [eqn.params["length"] for eqn in loops] == [n // part]
 
 
 # ---- programs inside programs --------------------------------------------------------------------
@@ -231,7 +247,7 @@ def test_what_holds_nothing_to_rewrite_keeps_its_rules_and_calls(x64):
 
 
 def test_twice_is_once(x64):
-    w, x = drawn(3, 3, 20, 2), drawn(16, 20, 20, 20, seed=1)
+    w, x = drawn(3, 3, 20, 2), drawn(15, 20, 20, 20, seed=1)
     once, twice = canonical(through_scan), canonical(canonical(through_scan))
     count = lambda f: len(list(equations(jax.make_jaxpr(f)(w, x).jaxpr)))
     # One more custom_jvp_call: the guard of the outer one.
