@@ -292,7 +292,8 @@ def _kernel_gradient(lhs: Any, rhs: Any, params: Any, part: int) -> Any:
     """The sum over parts of the examples."""
 
     def step(total: Any, examples: Any) -> tuple[Any, None]:
-        return total + _convolution(*examples, params), None
+        lhs, rhs = examples
+        return total + _convolution(lhs, rhs, params), None
 
     cut = [x.reshape(-1, part, *x.shape[1:]) for x in (lhs, rhs)]
     out = jax.eval_shape(lambda a, b: _convolution(a, b, params), cut[0][0], cut[1][0])
