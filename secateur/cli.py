@@ -379,6 +379,7 @@ def find(
     data = load(dataset, data_dir)
     made = network(name, input_shape=data.train.images.shape[1:], outputs=len(data.classes))
     cut = split(data, validation=len(data.train) // 10)
+    click.echo(f"pruning {name} with {method}; programs are compiled first", err=True)
     found = search(
         made, cut, method, density, scope=scope, rounds=rounds, seed=seed, parity=parity, **options
     )

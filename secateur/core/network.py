@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from secateur.core.errors import SecateurError
 from secateur.core.keys import Key
 from secateur.core.trees import Mask, Params, flatten, unflatten
 
@@ -52,3 +53,34 @@ class Network:
     apply: Callable[[Params, Stats, jax.Array], jax.Array]
     train: Callable[[Params, Stats, jax.Array, Key], tuple[jax.Array, Stats]]
     prunable: Callable[[Params], Mask] = kernels_only
+
+
+def check_fit(network: Network, params: Params) -> None:
+    """Refuses what is no network, and parameters of another one.
+
+    Raises:
+        SecateurError: one sentence: which leaf is missing or has another shape.
+    """
+    check_network(network)
+    wanted = flatten(jax.eval_shape(network.init, jax.random.key(0))[0])
+    found = flatten(params)
+    for name, leaf in wanted.items():
+        if name not in found or np.shape(found[name]) != leaf.shape:
+            got = f"{np.shape(found[name])}" if name in found else "missing"
+            raise SecateurError(
+                f"params do not fit {network.name}: {name} is {got}, expected {leaf.shape}; give "
+                "the parameters of this network."
+            )
+
+
+def check_network(network: Network) -> None:
+    """Refuses what is no network.
+
+    Raises:
+        SecateurError: what to do.
+    """
+    if not isinstance(network, Network):
+        raise SecateurError(
+            f"a Network is expected, not a {type(network).__name__}; make one of your own network "
+            "with secateur.adapt."
+        )

@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.core.errors import SecateurError
 from secateur.core.keys import Key
-from secateur.core.network import Network, Stats
+from secateur.core.network import Network, Stats, check_fit, check_network
 from secateur.core.trees import Mask, Params, flatten, unflatten
 from secateur.prune.ticket import Ticket
 from secateur.structure.channels import read_channels
@@ -96,6 +96,7 @@ def compact(
             on its widths or that does not run on others, or a mask without parameters or
             statistics.
     """
+    check_network(network)
     if inexact not in INEXACT:
         raise SecateurError(f"inexact is 'refuse' or 'keep', not {inexact!r}.")
     if stats is None and not isinstance(ticket, Ticket) and has_statistics(network):
@@ -103,7 +104,7 @@ def compact(
             f"the constants of {network.name!r} depend on its batch statistics: give stats, or a "
             "ticket."
         )
-    mask, params, stats = of(ticket, params, stats)
+    mask, params, stats = of(network, ticket, params, stats)
     channels = read_channels(network, params, stats)
     found = plan(network, channels, params, stats, mask)
     names = found.selection.names
@@ -140,21 +141,24 @@ def compact(
 
 
 def of(
-    ticket: Ticket | Mask, params: Params | None, stats: Stats | None
+    network: Network, ticket: Ticket | Mask, params: Params | None, stats: Stats | None
 ) -> tuple[Mask, Params, Stats]:
     """Mask, parameters and statistics of a ticket, or of a mask and what is given beside it.
 
     Raises:
-        SecateurError: for a mask without parameters.
+        SecateurError: for a mask without parameters, or parameters of another network.
     """
+    mask: Mask = ticket
     if isinstance(ticket, Ticket):
+        mask = ticket.mask
         params = ticket.params if params is None else params
-        return ticket.mask, params, ticket.stats if stats is None else stats
+        stats = ticket.stats if stats is None else stats
     if params is None:
         raise SecateurError(
             "a mask alone says nothing about the weights under it: give params, or a ticket."
         )
-    return ticket, params, {} if stats is None else stats
+    check_fit(network, params)
+    return mask, params, {} if stats is None else stats
 
 
 def has_statistics(network: Network) -> bool:

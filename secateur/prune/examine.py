@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from secateur.core.errors import SecateurError
-from secateur.core.network import Network, Stats
+from secateur.core.network import Network, Stats, check_network
 from secateur.core.trees import Mask, Params, flatten, ones_mask, sizes
 from secateur.kernels.path import path_trace
 from secateur.kernels.trace import trace
@@ -248,11 +248,12 @@ def examine(
         SecateurError: for a mask without parameters. What cannot be measured is None, and
             ``missing`` says why.
     """
+    check_network(network)
     dense_known = params is not None
     if stats is None and not isinstance(ticket, Ticket):
         # Only what is returned is computed: no weights are drawn.
         stats = jax.jit(lambda key: network.init(key)[1])(jax.random.key(0))
-    mask, params, stats = of(ticket, params, stats)
+    mask, params, stats = of(network, ticket, params, stats)
     missing: dict[str, str] = {}
 
     channels = read_channels(network, params, stats)

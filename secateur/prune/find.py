@@ -19,7 +19,7 @@ import numpy as np
 from secateur.core.errors import SecateurError, lookup, nearest
 from secateur.core.keys import Key, fold
 from secateur.core.keys import key as stream
-from secateur.core.network import Network, Stats
+from secateur.core.network import Network, Stats, check_fit, check_network
 from secateur.core.trees import Mask, Params, fingerprint, flatten, ones_mask, unflatten
 from secateur.prune.criterion import Construction, Criterion, Progress
 from secateur.prune.examples import Source, gather
@@ -457,6 +457,7 @@ def begin(
     Raises:
         SecateurError: statistics without weights, or weights of another structure or shape.
     """
+    check_network(network)
     initial, _, number = _keys(seed)
     if params is None:
         if stats is not None:
@@ -467,17 +468,9 @@ def begin(
             origin["key"] = _key_data(initial)
     else:
         origin = {"from": "given"}
-        like, like_stats = jax.eval_shape(network.init, initial)
-        wanted, found = flatten(like), flatten(params)
-        for name in wanted:
-            if name not in found or np.shape(found[name]) != wanted[name].shape:
-                got = f"{np.shape(found[name])}" if name in found else "missing"
-                raise SecateurError(
-                    f"params do not fit {network.name}: {name} is {got}, expected "
-                    f"{wanted[name].shape}; give the parameters of this network."
-                )
+        check_fit(network, params)
         if stats is None:
-            if flatten(like_stats):
+            if flatten(jax.eval_shape(network.init, initial)[1]):
                 raise SecateurError(
                     f"{network.name} has batch statistics; give stats= together with params=."
                 )

@@ -71,10 +71,11 @@ class Plan:
             seconds = sum(cell.cost for cell in wanted) * takes["seconds_per_step"]
             if wanted:  # starting a worker and compiling its first programs
                 seconds += 10 * executor.workers
+            crew = f"{executor.workers} worker{'s'[: executor.workers > 1]}"
             yield (
-                f"time      about {_minutes(seconds / max(1, executor.workers))} on "
-                f"{executor.workers} {executor.name} workers ({_minutes(seconds)} of CPU; measured "
-                "on one core of a 2025 server; the run itself says how long it really has left)"
+                f"time      about {_minutes(seconds / max(1, executor.workers))} on {crew} "
+                f"(executor {executor.name}; {_minutes(seconds)} of CPU; measured on one core "
+                "of a 2025 server; the run itself says how long it really has left)"
             )
             memory = takes["memory"] * executor.workers / 1e9
             disk = takes["disk"] * len(wanted) / 1e6

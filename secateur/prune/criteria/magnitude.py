@@ -75,6 +75,7 @@ class Lamp(Criterion):
             # of equal weights all get the sum down to the last of them
             last = jnp.searchsorted(-largest, -u, side="right") - 1
             total = sums[last]
-            return jnp.where(total > 0, u / jnp.where(total > 0, total, 1), 0).reshape(t.shape)
+            # Where all weights of a layer are 0, so is its total; a total of NaN stays NaN.
+            return jnp.where(total == 0, 0, u / jnp.where(total == 0, 1, total)).reshape(t.shape)
 
         return map_mask(one, mask, params)

@@ -77,6 +77,12 @@ class Phew(Construction):
         ways = walkways(problem.network, params, problem.stats, mask)
         names = [name for name, m in flatten(mask).items() if m is not None]
         flat = flatten(params)
+        for name in names:
+            if not np.isfinite(flat[name]).all():
+                raise SecateurError(
+                    f"PHEW walks along weights, and those of {name} are not all finite; look where "
+                    "NaN or infinity comes from."
+                )
         values = np.concatenate([np.ravel(np.asarray(flat[n])) for n in names])
         walk = Walks(ways, strength(values.astype(np.float64)), self.kernel_conserved)
         if keep > walk.reach:
