@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors;
     from secateur.prune.branches import BRANCHES as BRANCHES
     from secateur.prune.compact import compact as compact
     from secateur.prune.controls import control as control
+    from secateur.prune.exchange import from_state_dict as from_state_dict
+    from secateur.prune.exchange import to_state_dict as to_state_dict
+    from secateur.prune.exchange import to_torch as to_torch
     from secateur.prune.criterion import Criterion as Criterion
     from secateur.prune.examine import examine as examine
     from secateur.prune.find import find as find
@@ -70,6 +73,9 @@ _WHERE = {  # in reading order: data, networks, training, pruning
     "examine": "prune.examine",
     "compact": "prune.compact",
     "control": "prune.controls",
+    "to_state_dict": "prune.exchange",
+    "to_torch": "prune.exchange",
+    "from_state_dict": "prune.exchange",
     "BRANCHES": "prune.branches",
     "begin": "prune.lottery",
     "lottery": "prune.lottery",
@@ -102,6 +108,9 @@ __all__ = [  # noqa: RUF022 - reading order
     "examine",
     "compact",
     "control",
+    "to_state_dict",
+    "to_torch",
+    "from_state_dict",
     "BRANCHES",
     "begin",
     "lottery",

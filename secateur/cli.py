@@ -391,11 +391,19 @@ def find(
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--network", default="", help="By name; the ticket's own without it.")
-def examine(file: Path, network: str) -> None:
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw it: .svg, .pdf or .png.")
+def examine(file: Path, network: str, figure: Path | None) -> None:
     """The health of the ticket in FILE before training: what is alive, what is dead."""
     from secateur.prune.examine import examine_file
 
-    click.echo(examine_file(file, network))
+    health = examine_file(file, network)
+    click.echo(str(health))
+    if figure:
+        from secateur.report.export import save
+        from secateur.report.health import draw
+
+        save(draw(health), figure)
+        click.echo(f"\nfigure   {figure.absolute()}")
 
 
 @main.command()

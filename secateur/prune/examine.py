@@ -352,8 +352,8 @@ def _layers(
     return tuple(found)
 
 
-def examine_file(path: str | os.PathLike[str], network: str = "", **options: Any) -> str:
-    """The health of a saved ticket as text: what the command prints.
+def examine_file(path: str | os.PathLike[str], network: str = "", **options: Any) -> Health:
+    """The health of a saved ticket: its text is what the command prints.
 
     Args:
         path: of a file that `Ticket.save` wrote.
@@ -364,7 +364,7 @@ def examine_file(path: str | os.PathLike[str], network: str = "", **options: Any
         SecateurError: no such ticket or network, or they do not fit each other.
     """
     ticket = Ticket.load(path)
-    return str(examine(network_of(ticket, network, **options), ticket))
+    return examine(network_of(ticket, network, **options), ticket)
 
 
 def network_of(ticket: Ticket, name: str = "", **options: Any) -> Network:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from secateur.core.errors import SecateurError, lookup
 from secateur.report.view import View
@@ -21,6 +22,43 @@ def save_figures(
     """
     for name in formats:
         lookup("figure format", name, FORMATS)
+    _converter()  # before anything is written
+    from secateur.report import charts
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for curves in view.figures:
+        spec = charts.draw(view, curves, charts.PRINT)
+        for name in formats:
+            path = folder / f"{view.study}-{curves.name}.{name}"
+            save(spec, path)
+            paths.append(path)
+    return paths
+
+
+def save(spec: Mapping[str, Any], path: str | Path) -> None:
+    """Write one Vega-Lite specification; the ending of ``path`` says the format.
+
+    Raises:
+        SecateurError: for an unknown format, or where vl-convert is not installed.
+    """
+    from secateur.report import files
+
+    path = Path(path)
+    name = path.suffix.removeprefix(".")
+    lookup("figure format", name, FORMATS)
+    convert = _converter()
+    svg = convert.vegalite_to_svg(spec)
+    if name == "svg":
+        files.publish(path, svg.encode())
+    elif name == "pdf":
+        files.publish(path, convert.svg_to_pdf(svg))
+    else:
+        files.publish(path, convert.svg_to_png(svg, scale=2))
+
+
+def _converter() -> Any:
     try:
         import vl_convert
     except ImportError as error:
@@ -28,22 +66,4 @@ def save_figures(
             "figures as files need vl-convert, which is not installed: "
             "run pip install 'secateur[figures]'."
         ) from error
-
-    from secateur.report import charts, files
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for curves in view.figures:
-        spec = charts.draw(view, curves, charts.PRINT)
-        svg = vl_convert.vegalite_to_svg(spec)
-        for name in formats:
-            path = folder / f"{view.study}-{curves.name}.{name}"
-            if name == "svg":
-                files.publish(path, svg.encode())
-            elif name == "pdf":
-                files.publish(path, vl_convert.svg_to_pdf(svg))
-            else:
-                files.publish(path, vl_convert.svg_to_png(svg, scale=2))
-            paths.append(path)
-    return paths
+    return vl_convert

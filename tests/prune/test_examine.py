@@ -245,7 +245,7 @@ def saved(tmp_path: Any, net: Network, seed: int = 0) -> tuple[Ticket, Any]:
 def test_a_saved_ticket_is_examined_by_its_file(tmp_path):
     made, path = saved(tmp_path, NET)
     assert network_of(Ticket.load(path)).name == NET.name
-    text = examine_file(path)
+    text = str(examine_file(path))
     assert text.startswith("snip on mlp-5-4\n")
     assert f"{made.density:.4%}" in text
     assert "params= gives" in text  # a ticket alone says nothing of the dense network

@@ -18,7 +18,9 @@ OTHER = mlp(5, input_shape=(4,), outputs=3)
 @pytest.mark.parametrize("name", ["examine", "compact"])
 def test_a_ticket_of_another_network_is_refused(name):
     ticket = secateur.find(SMALL, None, "magnitude", 0.5, progress=False)
-    with pytest.raises(SecateurError, match=r"params do not fit mlp-5: dense_1/bias is \(6,\), expected \(5,\)"):
+    with pytest.raises(
+        SecateurError, match=r"params do not fit mlp-5: dense_1/bias is \(6,\), expected \(5,\)"
+    ):
         getattr(secateur, name)(OTHER, ticket)
 
 
