@@ -28,11 +28,11 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors;
     from secateur.prune.branches import BRANCHES as BRANCHES
     from secateur.prune.compact import compact as compact
     from secateur.prune.controls import control as control
+    from secateur.prune.criterion import Criterion as Criterion
+    from secateur.prune.examine import examine as examine
     from secateur.prune.exchange import from_state_dict as from_state_dict
     from secateur.prune.exchange import to_state_dict as to_state_dict
     from secateur.prune.exchange import to_torch as to_torch
-    from secateur.prune.criterion import Criterion as Criterion
-    from secateur.prune.examine import examine as examine
     from secateur.prune.find import find as find
     from secateur.prune.find import find_lanes as find_lanes
     from secateur.prune.lottery import begin as begin
