@@ -89,8 +89,9 @@ _TENS = tuple(f"{method}.per_class=10" for method in ("snip", "iterative-snip", 
 
 
 def _sap(rounds: int, draws: int, batches: int = 1, examples: int = 100) -> tuple[str, ...]:
+    """NTK-SAP's own options; its comparisons give iterative SNIP 100 rounds."""
     told = {"rounds": rounds, "draws": draws, "batches": batches, "examples": examples}
-    return tuple(f"ntk-sap.{k}={v}" for k, v in told.items())
+    return ("iterative-snip.rounds=100", *(f"ntk-sap.{k}={v}" for k, v in told.items()))
 
 
 def _recipe(epoch: int, epochs: int, drops: tuple[int, ...], **fields: Any) -> Fields:

@@ -59,7 +59,7 @@ def toy(preset: str, **fields: Any) -> at_init.Fields:
     full = at_init.presets[preset]
     methods = FEW.get(preset, full.methods)
     rounds = [f"{m}.rounds=2" for m in ("synflow", "iterative-snip")]
-    options = [text for text in full.method_options if not text.startswith("ntk-sap.")]
+    options = [text for text in full.method_options if text.endswith(".per_class=10")]
     sap = ("ntk-sap.rounds=2", "ntk-sap.draws=1", "ntk-sap.batches=2", "ntk-sap.examples=4")
     changed: dict[str, Any] = {
         "network_options": (*full.network_options, "width=4"),
