@@ -114,18 +114,19 @@ def value_at(of: Any, branch: str, density: float) -> Any:
 
 
 def lead(method: str, others: Sequence[str], densities: Sequence[float]) -> Any:
-    """per seed: the smallest lead of a method over the best of the others, over densities."""
+    """per seed: the smallest lead of a method over the best of the others, over densities.
+
+    Only of seeds that have all methods at all densities: the smallest of fewer says less.
+    """
 
     def per_seed(rows: Sequence[Row]) -> dict[int, float]:
-        found: dict[int, float] = {}
+        found: dict[int, list[float]] = {}
         for density in densities:
-            mine = at(rows, method, density)
             theirs = [at(rows, other, density) for other in others]
-            for seed, row in mine.items():
+            for seed, row in at(rows, method, density).items():
                 rivals = [LAST(other[seed]) for other in theirs if seed in other]
                 if len(rivals) == len(others):
-                    lead = LAST(row) - max(rivals)
-                    found[seed] = min(lead, found.get(seed, lead))
-        return found
+                    found.setdefault(seed, []).append(LAST(row) - max(rivals))
+        return {seed: min(leads) for seed, leads in found.items() if len(leads) == len(densities)}
 
     return per_seed

@@ -23,6 +23,7 @@ from secateur.lab.store import Store
 from secateur.studies import at_init, ntt, trained
 from secateur.studies.at_init_claims import CLAIMS
 from secateur.studies.at_init_published import ACCURACIES
+from secateur.studies.measured import lead
 from secateur.train.recipes import Recipe
 
 PUBLISHED = [name for name, fields in at_init.presets.items() if fields.optimiser != "adam"]
@@ -198,3 +199,21 @@ def test_transfer_is_defined_for_cifar10_and_svhn():
         ntt.check(fields)
         assert fields.network == "ntt-conv-4"
         assert DATASETS[fields.dataset].shape == (32, 32, 3)
+
+
+def test_a_lead_over_densities_is_of_seeds_that_have_them_all():
+    row = lambda seed, branch, density, accuracy: {
+        "seed": seed,
+        "branch": branch,
+        "density": density,
+        "last": {"test_accuracy": accuracy},
+    }
+    rows = [
+        row(0, "a", 0.1, 0.9),
+        row(0, "b", 0.1, 0.8),
+        row(0, "a", 0.01, 0.7),
+        row(0, "b", 0.01, 0.75),
+        row(1, "a", 0.1, 0.9),
+        row(1, "b", 0.1, 0.8),  # and nothing at 1 % yet
+    ]
+    assert lead("a", ("b",), (0.1, 0.01))(rows) == pytest.approx({0: -5.0})
