@@ -13,6 +13,7 @@ import jax
 import msgspec
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from secateur.core.errors import SecateurError
 from secateur.data.examples import Examples, Sets
@@ -85,10 +86,16 @@ def rows(fields: at_init.Fields, store: Store) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def quick_compiles():
-    """Programs that run for two steps are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """Programs that run for two steps are not worth optimising, nor keeping on disk."""
+
+    def use(quick: bool) -> None:
+        jax.config.update("jax_disable_most_optimizations", quick)
+        jax.config.update("jax_enable_compilation_cache", not quick)
+        compilation_cache.reset_cache()  # it remembers whether it is in use
+
+    use(True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    use(False)
 
 
 @pytest.mark.long
