@@ -47,12 +47,8 @@ def stored(path: Path, name: str, preset: str, seeds: int | None, sets: list[str
     from secateur.studies.plan import plan
 
     store, (part,) = Store(path, create=False), plan(name, preset, seeds, sets=sets).parts
-    found = []
-    for asked in part.cells:
-        if store.has(asked):
-            result = store.read(asked)
-            cpu = result.values.get("seconds", {}).get("cpu", math.nan)
-            found.append({"seconds_cpu": cpu, **result.values, "seed": asked.seed})
+    cells = [asked for asked in part.cells if store.has(asked)]
+    found = [{**store.read(asked).values, "seed": asked.seed} for asked in cells]
     return found, msgspec.to_builtins(part.fields)
 
 
@@ -167,8 +163,8 @@ def main() -> None:
         print(*differences(found, *asked.differences), sep="\n")
         return
     seeds = sorted({row["seed"] for row in found})
-    hours = sum(row["seconds_cpu"] for row in found) / 3600
-    took = f", {hours:.1f} CPU hours" if math.isfinite(hours) else ""
+    seconds = [row["seconds_cpu"] for row in found if "seconds_cpu" in row]  # of an export
+    took = f", {sum(seconds) / 3600:.1f} CPU hours" if seconds else ""
     print(f"{len(found)} cells, seeds {', '.join(map(str, seeds))}{took}.\n")
     for title, part, name, scale, digits in (
         ("Test accuracy in % at early stopping", "best", "test_accuracy", 100, 2),

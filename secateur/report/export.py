@@ -22,17 +22,17 @@ def save_figures(
     """
     for name in formats:
         lookup("figure format", name, FORMATS)
-    _converter()  # before anything is written
+    convert = _converter()  # before anything is written
     from secateur.report import charts
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for curves in view.figures:
-        spec = charts.draw(view, curves, charts.PRINT)
+        svg = convert.vegalite_to_svg(charts.draw(view, curves, charts.PRINT))
         for name in formats:
             path = folder / f"{view.study}-{curves.name}.{name}"
-            save(spec, path)
+            _write(svg, path)
             paths.append(path)
     return paths
 
@@ -43,19 +43,19 @@ def save(spec: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         SecateurError: for an unknown format, or where vl-convert is not installed.
     """
+    lookup("figure format", Path(path).suffix.removeprefix("."), FORMATS)
+    _write(_converter().vegalite_to_svg(spec), Path(path))
+
+
+def _write(svg: str, path: Path) -> None:
     from secateur.report import files
 
-    path = Path(path)
-    name = path.suffix.removeprefix(".")
-    lookup("figure format", name, FORMATS)
-    convert = _converter()
-    svg = convert.vegalite_to_svg(spec)
-    if name == "svg":
+    if path.suffix == ".svg":
         files.publish(path, svg.encode())
-    elif name == "pdf":
-        files.publish(path, convert.svg_to_pdf(svg))
+    elif path.suffix == ".pdf":
+        files.publish(path, _converter().svg_to_pdf(svg))
     else:
-        files.publish(path, convert.svg_to_png(svg, scale=2))
+        files.publish(path, _converter().svg_to_png(svg, scale=2))
 
 
 def _converter() -> Any:

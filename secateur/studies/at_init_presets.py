@@ -194,13 +194,11 @@ presets: dict[str, Fields] = {
 }
 seeds = {**dict.fromkeys(presets, 3), "mlp": 5, "resnet-18-imagenet": 1, "resnet-50-imagenet": 1}
 
-# Forward multiply-adds of an image, in millions, counted layer by layer; a training step takes
-# three times as many.
+# Forward multiply-adds of an image, in millions, counted over the traced program; a training step
+# takes three times as many.
 WORK = {
-    "lenet-300-100": 0.27,
-    "lenet-5-relu": 2.3,
     "resnet-20": 41,
-    "vgg-16": 314,
-    "resnet-18": 2223,  # at 64 x 64; at 224 x 224 with the large stem 1,814
+    "vgg-16": 313,
+    "resnet-18": 2222,  # at 64 x 64; at 224 x 224 with the large stem 1,814
     "resnet-50": 4089,
 }

@@ -214,9 +214,7 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
     Args:
         data: SHA-256 of the data set; masks and scores see none of it but its shape.
     """
-    described = msgspec.to_builtins(fields)
-    for varied in _LISTS:
-        del described[varied]
+    described = trained.described(fields, _LISTS)
     untrained = {k: v for k, v in described.items() if k not in _TRAINED}
     data, made = trained.data_address(data), []
 
