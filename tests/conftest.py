@@ -28,6 +28,14 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """One process runs hundreds of tests that compile: more programs than it may map."""
+    if item.get_closest_marker("long") or nextitem is None or nextitem.path != item.path:
+        from secateur.lab.machine import make_room_for_programs
+
+        make_room_for_programs()
+
+
 @pytest.fixture
 def getkey(request: pytest.FixtureRequest) -> Callable[[], Any]:
     """A function that gives a new key at each call: the same ones in every run of the test."""

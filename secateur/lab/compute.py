@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.core.errors import SecateurError
 from secateur.lab.cells import Cell, Result, Work, not_finite, plain
-from secateur.lab.machine import environment
+from secateur.lab.machine import environment, make_room_for_programs
 from secateur.lab.watch import CellWatch
 
 TRAINER = "secateur.train.fit"  # a module with `fit` and `fit_lanes`
@@ -41,7 +41,8 @@ class Failure:
 
 
 def begin(work: Work, task: Task) -> Generator[Any, Any, Result]:
-    """The generator of a cell."""
+    """The generator of a cell, in a process that has room for its programs."""
+    make_room_for_programs()
     generator = work(task.cell, task.inputs)
     if not isinstance(generator, Generator):
         raise SecateurError(

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from secateur.lab.machine import make_room_for_programs
 
 HERE = Path(__file__).parent
 CODE = """
@@ -55,6 +59,28 @@ def test_programs_from_the_cache_give_the_same_bits(tmp_path):
     assert cached[1] >= 1, "the second process compiled everything anew"
     assert noise == "", "jax complains about the cached program"
     assert any((tmp_path / "compiled").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
+def test_a_process_short_of_memory_maps_forgets_its_programs():
+    """Without it XLA ends the process: LLVM compilation error: Cannot allocate memory."""
+    traced = []
+
+    @jax.jit
+    def program(x):
+        traced.append(x)
+        return jnp.sin(x) @ x
+
+    maps = lambda: Path("/proc/self/maps").read_bytes().count(b"\n")
+    program(jnp.ones(3))
+    assert not make_room_for_programs()
+    program(jnp.ones(3))
+    assert len(traced) == 1, "there was room: nothing is compiled twice"
+    before = maps()
+    assert make_room_for_programs(limit=2 * before - 2)
+    assert maps() < before
+    program(jnp.ones(3))
+    assert len(traced) == 2
 
 
 @pytest.mark.parametrize("given", [{}, {"XLA_FLAGS": "--xla_dump_to=/x"}])
