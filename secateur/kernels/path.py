@@ -12,19 +12,29 @@ weights of a ReLU network of L layers (without the factor: of a linear one).
 
 T of a weight scales with all layers but its own, so unlike shares of a flow it has no scale-free
 form: everything here carries one logarithm.
+
+Pi has a row for each path, far too many to number (2.35e8 in LeNet-300-100). Its dual
+D = J_pi^T J_pi has a row for each kept weight and the same spectrum but for zeros, and
+
+    D_ef = sum over paths through e and f of pi_p^2 / (theta_e theta_f)
+    D x = x * T + theta * (H (theta * x))        H the Hessian of R by u, at kept weights
+
+is one Hessian-vector product: `path_product`, and `kernels.path_operator` for whole spectra.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from secateur.core.errors import lookup
 from secateur.core.network import Network, Stats
 from secateur.core.trees import Mask, Params, flatten, map_mask
-from secateur.structure.flow import flow
+from secateur.structure.flow import NOTHING, POOLING, Reading, Scaled, Term, run
 
 
 class Logged(NamedTuple):
@@ -78,10 +88,7 @@ def path_saliency(
         SecateurError: for a network whose paths cannot be followed.
     """
 
-    def r(u: Any) -> Any:
-        return flow(network, params, stats, u, v, power=2, **options)
-
-    t, exponent = jax.grad(r, has_aux=True)(squares(mask, params))
+    t, exponent = squared_gradient(network, params, stats, v, **options)(squares(mask, params))
     return Logged(t, _log(exponent, t))
 
 
@@ -123,11 +130,7 @@ def path_trace_drops(
     Exact, as R is linear in each u_e. In a layered network of L layers they sum to L Tr Pi. One
     Hessian-vector product; arguments as for `path_saliency`; 0 for pruned weights.
     """
-
-    def gradient(u: Any) -> tuple[Any, jax.Array]:
-        r = lambda u: flow(network, params, stats, u, v, power=2, **options)
-        return jax.grad(r, has_aux=True)(u)
-
+    gradient = squared_gradient(network, params, stats, v, **options)
     u = squares(mask, params)
     ones = map_mask(lambda m, w: None if m is None else jnp.asarray(m, w.dtype), mask, u)
     t, h, exponent = jax.jvp(gradient, (u,), (ones,), has_aux=True)
@@ -135,6 +138,72 @@ def path_trace_drops(
         lambda m, t, w, h: None if m is None else jnp.where(m, t + w * h, 0), mask, t, u, h
     )
     return Logged(drops, _log(exponent, t))
+
+
+def path_product(
+    network: Network,
+    params: Params,
+    stats: Stats,
+    mask: Mask,
+    x: Any,
+    v: jax.Array | float = 1.0,
+    **options: Any,
+) -> Logged:
+    """D x = J_pi^T J_pi x without either factor: one Hessian-vector product.
+
+    Args:
+        x: real numbers in the structure of the mask; only those of kept weights count, as only
+            kept weights are edges, and the product is 0 elsewhere.
+
+    Its logarithm does not depend on x. Other arguments as for `path_saliency`.
+    """
+    gradient = squared_gradient(network, params, stats, v, **options)
+    kept = lambda tree: map_mask(
+        lambda m, leaf: None if m is None else jnp.where(m, leaf, 0).astype(leaf.dtype), mask, tree
+    )
+    w, x = kept(params), kept(x)
+    t, h, exponent = jax.jvp(
+        gradient, (squares(mask, params),), (jax.tree.map(jnp.multiply, w, x),), has_aux=True
+    )
+    product = jax.tree.map(lambda x, t, w, h: x * t + w * h, x, kept(t), w, kept(h))
+    return Logged(product, _log(exponent, t))
+
+
+class _Squared(Reading):
+    """A flow of nothing keeps its scale.
+
+    Where all weights of a layer are kept but 0 (a head that starts at 0), R is 0 and T is not: what
+    the scale of R no longer says, its derivatives still need.
+    """
+
+    def settled(self, term: Term) -> Term:
+        found = super().settled(term)
+        nothing = found.exponent == NOTHING
+        return replace(found, exponent=jnp.where(nothing, term.exponent, found.exponent))
+
+
+def squared_gradient(
+    network: Network,
+    params: Params,
+    stats: Stats,
+    v: jax.Array | float,
+    *,
+    pooling: str = "sum",
+    keep_bias: bool = False,
+) -> Any:
+    """The function u -> (dR/du over 2**exponent, exponent), R the sum of squared path values.
+
+    Arguments and errors as for `path_saliency`.
+    """
+    sums = lookup("pooling of flows", pooling, POOLING)
+
+    def r(u: Any) -> Scaled:
+        dtype = jnp.result_type(*jax.tree.leaves(u))
+        reading = _Squared(network.name, 2, sums, keep_bias)
+        out = run(reading, network, params, stats, u, jnp.asarray(v, dtype))
+        return Scaled(jnp.sum(out.value), out.exponent)
+
+    return jax.grad(r, has_aux=True)
 
 
 def _log(exponent: jax.Array, tree: Any) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -53,9 +54,13 @@ class Paths:
         return rows.reshape(-1, len(self.units))
 
 
+# One object for all draws: what is compiled for a network is found again.
+network_of = functools.cache(mlp)
+
+
 def drawn(seed: int, widths: tuple[int, ...], density: float) -> tuple[Network, Any, Any, Paths]:
     rng = np.random.default_rng(seed)
-    net = mlp(*widths[1:-1], input_shape=widths[:1], outputs=widths[-1], bias=False)
+    net = network_of(*widths[1:-1], input_shape=widths[:1], outputs=widths[-1], bias=False)
     weights = [rng.standard_normal(shape) for shape in itertools.pairwise(widths)]
     masks = [rng.random(w.shape) < density for w in weights]
     tree = lambda leaves: {f"dense_{l}": {"kernel": a} for l, a in enumerate(leaves, start=1)}
@@ -189,3 +194,13 @@ def test_a_cut_network_has_no_trace() -> None:
     found = jax.jit(lambda p: path_trace(net, p, {}, mask))(params)
     assert found.log == -np.inf
     assert all(share == 0 for share in found.shares.values())
+
+
+def test_a_head_that_starts_at_0_has_a_trace(x64: None) -> None:
+    """R is 0 and its derivatives are not: of the last weights alone."""
+    net, params, mask, paths = drawn(2, (3, 4, 4, 2), 0.75)
+    params["dense_3"]["kernel"] = jnp.zeros((4, 2))
+    paths = Paths([np.asarray(p["kernel"]) for p in params.values()], paths.m)
+    log, shares = path_trace(net, params, {}, mask)
+    np.testing.assert_allclose(np.exp(log), (paths.jacobian**2).sum(), rtol=1e-13)
+    assert shares["dense_3/kernel"] == 1
