@@ -1,7 +1,7 @@
 """Lanczos: eigenvalues and functions of a symmetric operator from its products alone.
 
 The one file that knows matfree (its interface has changed before). Iterations run in JAX in the
-operator's dtype; the small tridiagonal matrices are decomposed on the host in float64.
+operator's dtype; what is small or has a new shape each time is done on the host.
 
 Lanczos with full reorthogonalisation: A Q = Q T + beta q e_m'. An eigenpair (theta, s) of T gives
 the Ritz pair (theta, Q s) with ||A Q s - theta Q s|| = beta |s_m|, so that an eigenvalue of A lies
@@ -47,14 +47,15 @@ class Tridiagonal:
             start's Krylov space is: T is then exact on it.
         last: beta, the coupling to the next vector: 0 where the space is exhausted.
         length: of the vector it started from, after projection.
-        basis: Q, ``(size, m)``, orthonormal columns in the operator's dtype; None where not kept.
+        basis: Q, ``(size, m)``, orthonormal columns, NumPy in the operator's dtype; None where not
+            kept.
     """
 
     diagonal: np.ndarray
     off: np.ndarray
     last: float
     length: float
-    basis: jax.Array | None = None
+    basis: np.ndarray | None = None
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Eigenvalues of T, descending ``(m,)``; vectors ``(m, m)``; residuals ``(m,)``."""
@@ -69,13 +70,13 @@ class Pairs:
 
     Args:
         values: ``(k,)`` float64.
-        vectors: ``(size, k)``, orthonormal, in the operator's dtype.
+        vectors: ``(size, k)``, orthonormal, NumPy in the operator's dtype.
         residuals: ``(k,)``, ||A u - theta u||: an eigenvalue lies within it of the value.
         products: with single vectors, that it took.
     """
 
     values: np.ndarray
-    vectors: jax.Array
+    vectors: np.ndarray
     residuals: np.ndarray
     products: int
 
@@ -105,10 +106,10 @@ class Nodes:
 
 def tridiagonal(
     operator: Operator,
-    starts: jax.Array,
+    starts: jax.Array | np.ndarray,
     steps: int,
     *,
-    away: jax.Array | None = None,
+    away: np.ndarray | None = None,
     keep: bool = False,
 ) -> list[Tridiagonal]:
     """Lanczos with full reorthogonalisation from each row of ``starts``, side by side.
@@ -130,7 +131,7 @@ def tridiagonal(
     free = operator.size - (0 if away is None else away.shape[1])
     if away is not None:
         columns = PADDED * max(1, math.ceil(away.shape[1] / PADDED))
-        away = jnp.pad(away, ((0, 0), (0, columns - away.shape[1])))
+        away = np.pad(away, ((0, 0), (0, columns - away.shape[1])))
     product, program = _program(operator)
     *numbers, bases = program(product, away, starts, steps=steps, keep=keep)
     eps = float(jnp.finfo(operator.dtype).eps)
@@ -154,7 +155,7 @@ def tridiagonal(
                 off[: m - 1],
                 0.0 if ended.any() else float(off[-1]),
                 float(length),
-                bases[p, :m].T if keep else None,
+                np.asarray(bases[p])[:m].T if keep else None,
             )
         )
     return found
@@ -195,7 +196,7 @@ def eigenpairs(
     eps = float(jnp.finfo(operator.dtype).eps)
     values, residuals, vectors, products = _begin(operator, known)
     m = steps or 2 * top + 20
-    start: jax.Array | None = None
+    start: np.ndarray | None = None
     turn = idle = 0
     while len(values) < size:
         enough = len(values) >= top
@@ -204,9 +205,13 @@ def eigenpairs(
         last = np.sort(values)[::-1][top - 1] if enough else -math.inf
         checking = enough and not idle
         if start is None or checking:
-            start = jax.random.normal(jax.random.fold_in(key, turn), (size,), operator.dtype)
-        length = min(CHECK, m) if checking and turn else m
-        (run,) = tridiagonal(operator, start[None], length, away=vectors, keep=True)
+            once = jax.random.fold_in(key, turn)
+            start = np.asarray(jax.random.normal(once, (size,), operator.dtype))
+        # On few rows another program to compile costs more than it saves.
+        length = min(CHECK, m) if checking and turn and size > 1000 else m
+        (run,) = tridiagonal(
+            operator, start[None].astype(operator.dtype), length, away=vectors, keep=True
+        )
         theta, s, residual = run.ritz()
         products += len(theta)
         turn += 1
@@ -217,11 +222,11 @@ def eigenpairs(
         good = residual <= np.maximum(tolerance * np.abs(theta), rounding)
         count = len(theta) if good.all() else int(np.argmin(good))
         assert run.basis is not None
-        ritz = run.basis @ jnp.asarray(s[:, : max(count, top)], operator.dtype)
+        ritz = run.basis @ s[:, : max(count, top)]
         # What is still wanted, all in one vector: the next round begins in the right space.
         start = ritz[:, count:].sum(1) if count < ritz.shape[1] else None
         if count:
-            vectors = _orthonormal(vectors, ritz[:, :count])
+            vectors = _orthonormal(vectors, ritz[:, :count]).astype(operator.dtype)
             values = np.append(values, theta[:count])
             residuals = np.append(residuals, residual[:count])
             idle = 0
@@ -243,7 +248,7 @@ def quadrature(
     steps: int,
     key: jax.Array,
     *,
-    away: jax.Array | None = None,
+    away: np.ndarray | None = None,
     batch: int | None = None,
 ) -> Nodes:
     """Stochastic Lanczos quadrature: nodes and weights of tr f(A) for every f at once.
@@ -328,19 +333,19 @@ def _program(operator: Operator) -> tuple[Partial, Any]:
 
 def _begin(
     operator: Operator, known: Pairs | None
-) -> tuple[np.ndarray, np.ndarray, jax.Array, int]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     if known is None:
-        return np.zeros(0), np.zeros(0), jnp.zeros((operator.size, 0), operator.dtype), 0
+        return np.zeros(0), np.zeros(0), np.zeros((operator.size, 0), operator.dtype), 0
     return known.values, known.residuals, known.vectors, known.products
 
 
-def _orthonormal(before: jax.Array, new: jax.Array) -> jax.Array:
+def _orthonormal(before: np.ndarray, new: np.ndarray) -> np.ndarray:
     """The columns ``new`` beside ``before``, orthonormal to rounding; ``before`` is untouched."""
-    q, r = jnp.linalg.qr(new - before @ (before.T @ new))
-    return jnp.concatenate([before, q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)], 1)
+    q, r = np.linalg.qr(new - before @ (before.T @ new))
+    return np.concatenate([before, q * np.where(np.diagonal(r) < 0, -1, 1)], axis=1)
 
 
-def _same_shape(operator: Operator, starts: jax.Array) -> None:
+def _same_shape(operator: Operator, starts: jax.Array | np.ndarray) -> None:
     if starts.ndim != 2 or starts.shape[1] != operator.size:
         raise SecateurError(
             f"Lanczos on {operator.size} rows starts from (p, {operator.size}) vectors, and was "

@@ -190,8 +190,9 @@ class Spectrum:
             grid: eigenvalues, ``(g,)``; positive with ``log``.
             width: the Gaussians' standard deviation, in the eigenvalues' units; with ``log`` in
                 decades.
-            log: over log10(lambda) and per decade. Eigenvalues below `floor` are then left out, and
-                the density integrates to rank / size instead of 1.
+            log: over log10(lambda) and per decade. Eigenvalues up to sqrt(size) * eps * largest,
+                which is what rounding leaves of zeros, are then left out: the density integrates
+                to the share of the others.
 
         Raises:
             SecateurError: for a width or (with ``log``) a grid that is not positive.
@@ -204,7 +205,7 @@ class Spectrum:
             )
         values, weights = self.values, self.weights
         if log:
-            good = values > max(self.floor, 0.0)
+            good = values > self.floor / math.sqrt(self.size)
             grid, values, weights = np.log10(grid), np.log10(values[good]), weights[good]
         bump = np.exp(-(((grid[:, None] - values) / width) ** 2) / 2)
         return bump @ weights / (self.size * width * math.sqrt(2 * math.pi))
