@@ -1,0 +1,196 @@
+"""The empirical neural tangent kernel of any function, over the weights that a mask has left.
+
+Theta[n, c, m, d] = sum over counted weights e of df_c(x_n)/dw_e df_d(x_m)/dw_e, w = mask * theta:
+what decides how the pruned network begins to train (Jacot, Gabriel & Hongler 2018). Leaves are
+taken in the form that their sites allow (`kernels.factors`), by the rule of the fewest operations
+(`kernels.rules`); `plan` tells which before anything runs. Blocks of examples keep to a stated
+memory; of a symmetric kernel one half is formed, and the other is its mirror image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from secateur.core.errors import SecateurError
+from secateur.core.network import Network
+from secateur.kernels.job import Settings, prepare
+from secateur.kernels.operator import Operator
+from secateur.kernels.plan import Plan
+from secateur.kernels.subject import subject
+from secateur.structure.sites import Function
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """An empirical tangent kernel.
+
+    Attributes:
+        values: ``[n, C, m, C]``, ``[n, m]`` or ``[n, m, C]``, by ``outputs``.
+        outputs: a key of `rules.OUTPUTS`.
+        counted: the leaves whose weights are counted.
+        plan: how it was formed.
+        seconds: CPU seconds that it took, compiling included where something was compiled.
+    """
+
+    values: np.ndarray
+    outputs: str
+    counted: tuple[str, ...]
+    plan: Plan
+    seconds: float
+
+    def matrix(self) -> np.ndarray:
+        """As a matrix: rows (n, c), the outputs of an example side by side; (n C, m C) or (n, m).
+
+        Raises:
+            SecateurError: for the diagonal over outputs, which is C matrices.
+        """
+        if self.outputs == "diagonal":
+            raise SecateurError(
+                "the kernel of each output with itself is one matrix an output: take "
+                "kernel.values[:, :, c]."
+            )
+        if self.outputs != "full":
+            return self.values
+        n, c, m, _ = self.values.shape
+        return self.values.reshape(n * c, m * c)
+
+    def trace(self) -> float:
+        """Sum of the diagonal over all examples and outputs (of a mean kernel, times 1 / C).
+
+        Raises:
+            SecateurError: for a kernel between different examples.
+        """
+        n, m = self.plan.examples
+        if n != m:
+            raise SecateurError(f"a kernel of {n} with {m} examples has no trace.")
+        if self.outputs == "diagonal":
+            return float(np.einsum("nnc->", self.values, dtype=np.float64))
+        return float(np.trace(self.matrix(), dtype=np.float64))
+
+
+def ntk(
+    f: Function | Network,
+    params: Any,
+    x: Any,
+    x2: Any = None,
+    *,
+    outputs: str = "full",
+    memory: float = 1e9,
+    rule: str = "auto",
+    block_size: int | None = None,
+    **about: Any,
+) -> Kernel:
+    """The kernel between all examples of ``x``, or between those of ``x`` and of ``x2``.
+
+    Args:
+        f: a `Network` (give its ``stats``), or any ``f(params, x) -> (n, C)``.
+        params: a tree of arrays.
+        x, x2: examples, (n, ...) and (m, ...), or trees of such arrays.
+        outputs: a key of `rules.OUTPUTS`. ``trace`` is the sum over outputs; neural-tangents'
+            ``trace_axes`` is the ``mean``.
+        memory: bytes beside the result that may be held; blocks are made to fit.
+        rule: a key of `job.RULES`, to take one rule wherever it is exact.
+        block_size: examples a side of one block; by the rules where None. Results differ by
+            rounding alone.
+        about: ``stats``, ``mask``, ``masked_point``, ``counted`` of `subject.subject`.
+
+    Returns:
+        The kernel, in the dtype of the outputs.
+
+    Raises:
+        SecateurError: what `subject.subject` refuses; an unknown word; a result that is larger than
+            the machine's free memory, before any work, with the numbers and what to do.
+    """
+    begun = time.process_time()
+    job = prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about)
+    values = np.zeros(job.shape, np.dtype(job.first.dtype))
+    for rows, columns, part in job.blocks():
+        values[job.place(rows, columns)] += part
+        if job.mirrored and rows != columns:
+            values[job.place(columns, rows)] += _mirror(part, outputs)
+    if outputs == "mean":
+        values /= job.first.outputs
+    names = tuple(job.first.shown(name) for name in job.first.counted)
+    return Kernel(values, outputs, names, job.plan, time.process_time() - begun)
+
+
+def ntk_blocks(
+    f: Function | Network,
+    params: Any,
+    x: Any,
+    x2: Any = None,
+    *,
+    outputs: str = "full",
+    memory: float = 1e9,
+    rule: str = "auto",
+    block_size: int | None = None,
+    **about: Any,
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """The same block by block, for kernels that no memory holds: ``(rows, columns, block)``.
+
+    Of a kernel of ``x`` with itself the blocks on and below the diagonal come. Arguments of `ntk`.
+
+    Raises:
+        SecateurError: besides, where the factors of all outputs do not fit in ``memory``.
+    """
+    job = prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about, whole=True)
+    scale = job.first.outputs if outputs == "mean" else 1
+    for rows, columns, part in job.blocks():
+        yield rows, columns, part / scale
+
+
+def plan(
+    f: Function | Network,
+    params: Any,
+    x: Any,
+    x2: Any = None,
+    *,
+    outputs: str = "full",
+    memory: float = 1e9,
+    rule: str = "auto",
+    block_size: int | None = None,
+    **about: Any,
+) -> Plan:
+    """What `ntk` would do: print it. Arguments of `ntk`; three examples alone are computed."""
+    return prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about).plan
+
+
+def ntk_operator(f: Function | Network, params: Any, x: Any, **about: Any) -> Operator:
+    """The full kernel as a map of vectors (n C,): Theta v = J (mask * (J^T v)), never formed.
+
+    One backward and one linearised forward pass a product. Arguments of `subject.subject`.
+    """
+    given = subject(f, params, x, **about)
+    names, tree = given.prepared.sites.names, jax.tree.structure(given.params)
+    held = given.leaves()
+    some = {name: held[name] for name in given.counted}
+
+    def outputs(leaves: dict[str, Any], x: Any) -> jax.Array:
+        whole = jax.tree.unflatten(tree, [(held | leaves)[name] for name in names])
+        return given.prepared.f(whole, x).reshape(-1)
+
+    gates = {k: jnp.asarray(given.weights[k], held[k].dtype) for k in some if k in given.weights}
+    flat = lambda leaves: outputs(leaves, given.x)
+    _, forward = jax.linearize(flat, some)
+    backward = jax.linear_transpose(forward, some)
+    return Operator(
+        given.n * given.outputs,
+        given.dtype,
+        jax.tree_util.Partial(_product, forward, backward, gates),
+    )
+
+
+def _product(forward: Any, backward: Any, gates: dict[str, Any], v: jax.Array) -> jax.Array:
+    (felt,) = backward(v)
+    return forward({k: g * gates[k] if k in gates else g for k, g in felt.items()})
+
+
+def _mirror(part: np.ndarray, outputs: str) -> np.ndarray:
+    return np.transpose(part, (2, 3, 0, 1)) if outputs == "full" else np.swapaxes(part, 0, 1)

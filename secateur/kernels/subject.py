@@ -1,0 +1,258 @@
+"""What a kernel is asked of: a network or any ``f(params, x)``, its parameters, mask and examples.
+
+Checked before the work begins. What was read of a function is kept as long as the function is, so
+that asking again compiles nothing anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from secateur.core.errors import SecateurError
+from secateur.core.network import Network
+from secateur.kernels.factors import Form, factors, form
+from secateur.structure.canonical import canonical
+from secateur.structure.sites import Function, Sites, names_of, read_sites, resized
+
+UNREACHED = "it does not reach the output"
+
+
+@dataclass
+class Prepared:
+    """A function, what was read of it, and its compiled programs."""
+
+    f: Function
+    sites: Sites
+    programs: dict[Any, Any] = field(default_factory=dict)
+
+    def program(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The compiled program of that key, made where it is asked for the first time."""
+        if key not in self.programs:
+            self.programs[key] = make()
+        return self.programs[key]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A function at parameters and examples, with the weights that are counted.
+
+    Attributes:
+        prepared: the function and its programs.
+        params: what it is given; of a network, parameters and statistics together.
+        x: the examples.
+        counted: leaves that the kernel counts.
+        weights: leaf -> what each of its weights counts, 0 or 1; only where it has a mask.
+        prefix: of the names of a network's parameters inside ``params``.
+        outputs: C.
+        dtype: of the outputs.
+    """
+
+    prepared: Prepared
+    params: Any
+    x: Any
+    counted: tuple[str, ...]
+    weights: dict[str, np.ndarray]
+    prefix: str
+    outputs: int
+    dtype: Any
+
+    def kept(self, leaves: Sequence[str]) -> dict[str, np.ndarray]:
+        """The numbers of the weights that count, of the leaves that have a mask."""
+        numbers = lambda name: np.flatnonzero(self.weights[name]).astype(np.int32)
+        return {name: numbers(name) for name in leaves if name in self.weights}
+
+    @property
+    def n(self) -> int:
+        return examples(self.x)
+
+    def leaves(self) -> dict[str, Any]:
+        """Every leaf by name."""
+        return dict(zip(self.prepared.sites.names, jax.tree.leaves(self.params)))
+
+    def shown(self, name: str) -> str:
+        """A leaf's name as its owner knows it."""
+        return name.removeprefix(self.prefix)
+
+    def form(self, counted: Sequence[str] | None = None) -> Form:
+        """In which form each counted leaf's part is taken."""
+        which = tuple(self.counted if counted is None else counted)
+        make = lambda: form(
+            self.prepared.sites, self.params, resized(self.x, 2), self.prepared.f, which
+        )
+        key = ("form", which, _shapes(self.params), _shapes(resized(self.x, 2)))
+        return self.prepared.program(key, make)
+
+    def factors(self, how: Form) -> Any:
+        """The compiled function (params, x, outputs, kept) -> `Factors`."""
+        run = lambda *given: factors(how, self.prepared.f, *given)
+        key = ("factors", how.products, how.columns, how.rest)
+        return self.prepared.program(key, lambda: jax.jit(canonical(run)))
+
+
+def examples(x: Any) -> int:
+    return int(np.shape(jax.tree.leaves(x)[0])[0])
+
+
+def _shapes(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((np.shape(a), str(a.dtype)) for a in leaves)
+
+
+_PREPARED: weakref.WeakKeyDictionary[Any, dict[Any, Prepared]] = weakref.WeakKeyDictionary()
+
+
+@functools.lru_cache(maxsize=64)
+def _of_network(network: Network) -> Function:
+    def f(both: dict[str, Any], x: Any) -> jax.Array:
+        return network.apply(both["params"], both["stats"], x)
+
+    return f
+
+
+def subject(
+    f: Function | Network,
+    params: Any,
+    x: Any,
+    *,
+    stats: Any = None,
+    mask: Any = None,
+    masked_point: bool = True,
+    counted: Callable[[str], bool] | None = None,
+) -> Subject:
+    """Checks what was given, and reads the function.
+
+    Args:
+        f: a `Network`, taken in evaluation mode, or ``f(params, x) -> (n, C)`` of any framework.
+        params: a tree of arrays.
+        x: (n, ...), or a tree of such arrays.
+        stats: the batch statistics of a network.
+        mask: the tree of ``params`` with 0 and 1 (or booleans) where weights are masked, None where
+            all of a leaf counts.
+        masked_point: derivatives are taken at ``mask * params``; else at ``params``, and the mask
+            only says which of them count.
+        counted: which leaves count, by name; all by default.
+
+    Raises:
+        SecateurError: for a mask of another structure, outputs that are no (n, C) of floats,
+            examples that are not independent, or leaves that are no floats.
+    """
+    prefix = ""
+    x = jax.tree.map(jnp.asarray, x)
+    masked = _masked(params, mask)
+    if isinstance(f, Network):
+        _sized(f, x)
+        f, prefix = _of_network(f), "params/"
+        params = {"params": params, "stats": {} if stats is None else stats}
+    elif stats is not None:
+        raise SecateurError("stats belong to a Network; of a function, close over them.")
+    names = names_of(params)
+    leaves = dict(zip(names, jax.tree.leaves(params)))
+    weights = {prefix + name: m for name, m in masked.items()}
+    at = {name: jnp.asarray(leaf) for name, leaf in leaves.items()}
+    if masked_point:
+        at |= {name: at[name] * jnp.asarray(m, at[name].dtype) for name, m in weights.items()}
+    params = jax.tree.unflatten(jax.tree.structure(params), [at[name] for name in names])
+    wanted = [name for name in names if name.startswith(prefix)]
+    floats = [name for name in wanted if jnp.issubdtype(at[name].dtype, jnp.floating)]
+    if counted is not None:
+        floats = [name for name in floats if counted(name.removeprefix(prefix))]
+        if not floats:
+            raise SecateurError(
+                "no leaf is counted; the leaves are "
+                + ", ".join(name.removeprefix(prefix) for name in wanted)
+            )
+    prepared = _prepare(f, params, x)
+    out = jax.eval_shape(f, params, x)
+    if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != examples(x):
+        shape = getattr(out, "shape", type(out).__name__)
+        raise SecateurError(
+            f"the function gives {shape} for {examples(x)} examples, expected (n, outputs): one "
+            "row an example."
+        )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise SecateurError(
+            f"the outputs are {out.dtype}, which have no derivative; give logits, not decisions."
+        )
+    reached = tuple(k for k in floats if prepared.sites.why.get(k) != UNREACHED)
+    if not reached:
+        raise SecateurError("no counted leaf reaches the outputs, so that their kernel is 0.")
+    _check_independent(prepared, params, x)
+    return Subject(prepared, params, x, reached, weights, prefix, out.shape[1], out.dtype)
+
+
+def _sized(network: Network, x: Any) -> None:
+    if np.shape(x)[1:] != network.input_shape:
+        raise SecateurError(
+            f"x is {np.shape(x)}, expected (n, {', '.join(map(str, network.input_shape))}) for "
+            f"{network.name}."
+        )
+
+
+def _masked(params: Any, mask: Any) -> dict[str, np.ndarray]:
+    """Leaf -> what each weight counts, where the mask has the leaf."""
+    if mask is None:
+        return {}
+    none = lambda node: node is None
+    found = jax.tree_util.tree_flatten_with_path(mask, is_leaf=none)[0]
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    masks = {name(path): leaf for path, leaf in found}
+    shapes = dict(zip(names_of(params), map(np.shape, jax.tree.leaves(params))))
+    for leaf in masks:
+        if leaf not in shapes and masks[leaf] is not None:
+            raise SecateurError(
+                f"the mask has a leaf {leaf!r} that the parameters have not; they have "
+                f"{', '.join(list(shapes)[:8])}."
+            )
+    for leaf, shape in shapes.items():
+        if leaf not in masks:
+            raise SecateurError(
+                f"the mask lacks {leaf!r}; give every leaf of the parameters its mask, or None "
+                "where nothing of it is masked."
+            )
+        if masks[leaf] is not None and np.shape(masks[leaf]) != shape:
+            raise SecateurError(
+                f"the mask of {leaf!r} is {np.shape(masks[leaf])}, expected {shape} as the leaf is."
+            )
+    held = {k: np.asarray(m, bool) for k, m in masks.items() if m is not None}
+    for leaf, m in held.items():
+        if not np.array_equal(m, np.asarray(masks[leaf])):
+            raise SecateurError(f"the mask of {leaf!r} holds other values than 0 and 1.")
+    return held
+
+
+def _prepare(f: Function, params: Any, x: Any) -> Prepared:
+    key = (_shapes(params), _shapes(resized(x, 2)))
+    try:
+        known = _PREPARED.setdefault(f, {})
+    except TypeError:  # what cannot be referred to weakly is read each time
+        known = {}
+    if key not in known:
+        known[key] = Prepared(f, read_sites(f, params, x))
+    return known[key]
+
+
+def _check_independent(prepared: Prepared, params: Any, x: Any) -> None:
+    """Row k of the outputs must come from example k alone."""
+    n = examples(x)
+    if n < 2:
+        return
+    run = prepared.program("outputs", lambda: jax.jit(prepared.f))
+    few = jax.tree.map(lambda a: a[: min(n, 3)], x)
+    together = np.asarray(run(params, few)[0])
+    alone = np.asarray(run(params, jax.tree.map(lambda a: a[:1], x))[0])
+    scale = max(float(np.max(np.abs(together))), 1e-30)
+    if not np.all(np.isfinite(together)):
+        raise SecateurError("the outputs are not finite, so that they have no kernel.")
+    if float(np.max(np.abs(together - alone))) > 1e-3 * scale:
+        raise SecateurError(
+            "the outputs of an example depend on the others in its batch (batch statistics, or "
+            "noise shared by a batch); take the function in evaluation mode, with fixed statistics."
+        )
