@@ -59,7 +59,7 @@ def modes(problem: Linearised, steps: int) -> Modes:
     """
     if isinstance(problem.kernel, Operator):
         return _lanczos(problem.kernel, problem.start()[:, 0], steps)
-    values, vectors = scipy.linalg.eigh(problem.kernel)
+    values, vectors = scipy.linalg.eigh(problem.kernel, driver="evd")
     order = slice(None, None, -1)
     values, vectors = _semidefinite(values[order], problem.noise), vectors[:, order]
     return Modes(values, vectors, vectors.T @ problem.start(), np.zeros(len(values)))

@@ -58,6 +58,19 @@ def oracle() -> dict[str, np.ndarray]:
         return {k: np.asarray(v) for k, v in everything(flat).items()}
 
 
+def long(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+# The largest eigenvalues of the squared loss's are tested beside them.
+CASES = [
+    ("cross_entropy", None),
+    long("cross_entropy", 3),
+    long("squared", None),
+    long("squared", 3),
+]
+
+
 @functools.cache
 def curvature(loss: str, kind: str = "hessian") -> Curvature:
     with jax.enable_x64(True):
@@ -74,8 +87,7 @@ def blocks(loss: str, outputs: np.ndarray) -> np.ndarray:
     return np.einsum("ncd,nm->ncmd", np.stack(each), np.eye(N)).reshape(N * C, N * C)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
-@pytest.mark.parametrize("batch", [None, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("loss", "batch"), CASES)
 def test_products_are_those_of_the_dense_hessian_at_survivors(
     loss: str, batch: int | None, oracle: dict[str, np.ndarray]
 ) -> None:
@@ -90,8 +102,7 @@ def test_products_are_those_of_the_dense_hessian_at_survivors(
     assert np.linalg.eigvalsh(right)[0] < -1e-3  # the case: not positive semidefinite
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
-@pytest.mark.parametrize("batch", [None, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("loss", "batch"), CASES)
 def test_gauss_newton_is_the_jacobian_s(
     loss: str, batch: int | None, oracle: dict[str, np.ndarray]
 ) -> None:
