@@ -33,7 +33,7 @@ from secateur.kernels.activity import activity
 from secateur.kernels.operator import Operator
 from secateur.kernels.path_operator import DENSE, PathKernel, path_kernel
 
-TOP = 50  # eigenvalues of Pi in the bounds where it has too many edges to be decomposed
+TOP = 10  # eigenvalues of Pi in the bounds where it has too many edges to be decomposed
 
 
 class Bounds(NamedTuple):
@@ -102,7 +102,7 @@ class Decomposition:
             pi = self.paths.eigenvalues().log
             pi = np.append(pi, np.full(max(count - len(pi), 0), -np.inf))
         else:
-            top = self.paths.top(min(count, TOP), tolerance=1e-4)
+            top = self.paths.top(min(count, TOP), tolerance=1e-2)
             pi = top.log + np.log1p(top.errors)
             pi = np.append(pi, np.full(max(count - len(pi), 0), pi[-1]))
         return Bounds(

@@ -19,8 +19,7 @@ from secateur.core.trees import apply_mask, flatten, map_mask
 from secateur.kernels.activity import activity
 from secateur.kernels.decomposition import Decomposition, decomposition
 
-RNG = np.random.default_rng(0)
-X = RNG.standard_normal((5, 4))
+X = np.random.default_rng(0).standard_normal((8, 4))
 
 
 def dense(found: Decomposition) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +64,7 @@ def test_convolution_norm_pooling_residual_and_biases(x64: None, density: float)
     net = mixed()
     params, stats = net.init(None)
     mask = mixed_mask(net, params, density, bias=True)
-    x = RNG.standard_normal((3, *net.input_shape))
+    x = np.random.default_rng(1).standard_normal((3, *net.input_shape))
     found = decomposition(net, params, stats, mask, x)
     flat = {k: np.asarray(p) for k, p in flatten(params).items()}
     oracle = Oracle.of(mixed_paths(params, stats, True), flat, flatten(mask))

@@ -85,7 +85,7 @@ def test_the_largest_eigenvalue_three_ways(x64: None) -> None:
 def test_beyond_what_is_formed_the_spectrum_comes_from_products(
     x64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, params, mask, _ = drawn(0, (30, 30, 20, 5), 0.8)
+    net, params, mask, _ = drawn(0, (14, 14, 10, 4), 0.8)
     found = path_kernel(net, params, {}, mask)
     every = np.exp(found.eigenvalues().log - found.log)
     monkeypatch.setattr("secateur.kernels.path_operator.DENSE", 100)
