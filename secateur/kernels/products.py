@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from secateur.core.errors import SecateurError
@@ -82,7 +83,7 @@ def operator_of(parts: Sequence[ByGram | ByWeights | ByColumns]) -> Operator:
         raise SecateurError("a kernel of no leaves has no products: give at least one part.")
     ends = parts[0].rows if isinstance(parts[0], ByColumns) else parts[0].felt
     n, c = ends.shape[:2]
-    trace = sum(float(one) for one in _traces(tuple(parts)))
+    trace = sum(float(np.asarray(each, np.float64).sum()) for each in _traces(tuple(parts)))
     return Operator(n * c, ends.dtype, Partial(_product, tuple(parts)), trace)
 
 
@@ -107,15 +108,16 @@ def _product(parts: tuple[Any, ...], v: jax.Array) -> jax.Array:
 
 @jax.jit
 def _traces(parts: tuple[Any, ...]) -> list[jax.Array]:
+    """Of each part, how much each example adds ``(n,)``: few enough for float32 to sum."""
     found = []
     for part in parts:
         if isinstance(part, ByColumns):
-            found.append(jnp.sum(part.rows**2))
+            found.append(jnp.sum(part.rows**2, axis=(1, 2)))
             continue
         squares = jnp.sum(part.felt**2, axis=1)  # (n, units)
         if isinstance(part, ByGram):
             through = jnp.diagonal(part.gram)[:, None]
         else:
             through = part.entered**2 @ part.counted
-        found.append(jnp.sum((through + part.bias) * squares))
+        found.append(jnp.sum((through + part.bias) * squares, axis=1))
     return found

@@ -63,6 +63,16 @@ def test_forms_are_chosen_by_what_they_multiply() -> None:
     assert isinstance(products.layer(few, felt[:4], mask=np.ones((3, 5))), products.ByWeights)
 
 
+def test_single_precision_sums_the_trace_in_double() -> None:
+    rng = np.random.default_rng(0)
+    entered, felt = rng.standard_normal((9, 3)), rng.standard_normal((9, 2, 5))
+    with jax.enable_x64(False):
+        found = products.operator_of([products.layer(entered, felt)])
+    assert found.dtype == jnp.float32
+    through = (entered**2).sum(1) + 1
+    assert found.trace == pytest.approx(through @ (felt**2).sum((1, 2)), rel=1e-6)
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(SecateurError, match=r"do not fit: \(4, 3\), \(5, 2, 6\)"):
         products.layer(np.ones((4, 3)), np.ones((5, 2, 6)))
