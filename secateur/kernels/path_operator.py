@@ -99,6 +99,9 @@ class PathKernel:
     def eigenvalues(self) -> Eigenvalues:
         """All that are not 0, from the matrix: those above rows * eps * the largest.
 
+        In float32 the smallest may be lost in rounding: LeNet-300-100 at density 0.01 shows 179
+        where `rank` counts 189. Give float64 weights for all.
+
         Raises:
             SecateurError: for more than 4,000 edges.
         """
