@@ -230,6 +230,8 @@ def felt_by(
     Returns:
         The outputs (n, C); step -> what entered; tap -> (len(outputs), *value).
     """
+    if not sites.found:
+        return f(params, x), {}, {}
     taps = {t: jnp.zeros(s.shape, s.dtype) for t, s in tap_shapes(f, params, x, sites).items()}
     run = lambda taps: run_tapped(f, params, x, sites, taps)
     out, pull, entered = jax.vjp(run, taps, has_aux=True)

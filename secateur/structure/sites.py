@@ -439,6 +439,8 @@ def _view(links: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
 
 def tap_shapes(f: Function, params: Any, x: Any, sites: Sites) -> dict[int, jax.ShapeDtypeStruct]:
     """Shape and dtype of every tapped value for this number of examples."""
+    if not sites.found:
+        return {}
 
     def tapped(params: Any, x: Any) -> dict[int, Any]:
         flat, args, _ = _flatten(f, params, x)
