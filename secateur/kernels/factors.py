@@ -12,7 +12,7 @@ not depend on each other, so that output c of all of them goes back together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -223,20 +223,20 @@ def jacobian_of_site(site: Site, view: Any, leaf: Any, entered: jax.Array, felt:
 
 
 def felt_by(
-    f: Function, params: Any, x: Any, sites: Sites, outputs: jax.Array
+    f: Function, params: Any, x: Any, sites: Sites, rows: jax.Array
 ) -> tuple[jax.Array, dict[int, jax.Array], dict[int, jax.Array]]:
-    """One forward pass, and one backward pass for each of ``outputs``.
+    """One forward pass, and one backward pass for each of ``rows`` (k, C).
 
     Returns:
-        The outputs (n, C); step -> what entered; tap -> (len(outputs), *value).
+        The outputs (n, C); step -> what entered; tap -> (k, *value).
     """
     if not sites.found:
         return f(params, x), {}, {}
     taps = {t: jnp.zeros(s.shape, s.dtype) for t, s in tap_shapes(f, params, x, sites).items()}
     run = lambda taps: run_tapped(f, params, x, sites, taps)
     out, pull, entered = jax.vjp(run, taps, has_aux=True)
-    rows = jax.nn.one_hot(outputs, out.shape[1], dtype=out.dtype)
-    (felt,) = jax.vmap(lambda row: pull(jnp.broadcast_to(row, out.shape)))(rows)
+    back = lambda row: pull(jnp.broadcast_to(row.astype(out.dtype), out.shape))
+    (felt,) = jax.vmap(back)(rows)
     return out, entered, felt
 
 
@@ -245,17 +245,17 @@ def factors(
     f: Function,
     params: Any,
     x: Any,
-    outputs: jax.Array,
+    rows: jax.Array,
     kept: dict[str, jax.Array],
 ) -> Factors:
-    """What the kernels of some outputs are formed from.
+    """What the kernels of some combinations of the outputs are formed from.
 
     Args:
         x: n examples.
-        outputs: int (C,), which outputs.
+        rows: (k, C), one combination each: rows of the identity for the outputs themselves.
         kept: leaf -> the columns of it that count, by number; all where it is missing.
     """
-    out, entered, felt = felt_by(f, params, x, how.sites, outputs)
+    out, entered, felt = felt_by(f, params, x, how.sites, rows)
     leaves = dict(zip(how.sites.names, jax.tree.leaves(params)))
     products = tuple(
         Product(flat_rows(s, entered[s.step])[:, 0, 0], _one_row(s, entered, felt))
@@ -271,7 +271,7 @@ def factors(
         total = sum(parts[1:], parts[0])
         columns[name] = total.reshape(*total.shape[:2], -1)
     if how.rest:
-        columns |= _differentiated(how.rest, f, params, how.sites.names, x, outputs)
+        columns |= _differentiated(how.rest, f, params, how.sites.names, x, rows)
     columns = {k: c[:, :, kept[k]] if k in kept else c for k, c in columns.items()}
     return Factors(out, products, columns)
 
@@ -286,15 +286,43 @@ def _differentiated(
     params: Any,
     names: Sequence[str],
     x: Any,
-    outputs: jax.Array,
+    rows: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Leaf -> (n, C, weights): every example's own backward passes."""
+    """Leaf -> (n, k, weights): every example's own backward passes."""
     leaves, tree = jax.tree.flatten(params)
     held = dict(zip(names, leaves))
 
     def of(some: dict[str, Any], one: Any) -> jax.Array:
         whole = jax.tree.unflatten(tree, [(held | some)[name] for name in names])
-        return f(whole, jax.tree.map(lambda a: a[None], one))[0][outputs]
+        return rows @ f(whole, jax.tree.map(lambda a: a[None], one))[0]
 
-    rows = jax.vmap(jax.jacrev(of), in_axes=(None, 0))({k: held[k] for k in which}, x)
-    return {name: row.reshape(*row.shape[:2], -1) for name, row in rows.items()}
+    found = jax.vmap(jax.jacrev(of), in_axes=(None, 0))({k: held[k] for k in which}, x)
+    return {name: row.reshape(*row.shape[:2], -1) for name, row in found.items()}
+
+
+def gradients(
+    how: Form, f: Function, params: Any, x: Any, row: jax.Array
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Of each example's ``row @ f``: the gradient by each counted leaf from its sites, and by JAX.
+
+    Returns:
+        leaf -> (n, *leaf), twice; leaves that are differentiated by anyhow are not in the first.
+    """
+    made = factors(replace(how, rest=()), f, params, x, row[None], {})
+    leaves = dict(zip(how.sites.names, jax.tree.leaves(params)))
+    shaped = lambda name, j: j.reshape(len(j), *np.shape(leaves[name]))
+    found = {name: shaped(name, j[:, 0]) for name, j in made.columns.items()}
+    seen = views(f, params, jax.tree.map(lambda a: a[:1], x), how.sites)
+    for site, product in zip(how.products, made.products):
+        view, leaf = seen[site.leaf, site.step], leaves[site.leaf]
+        used = lambda leaf, site=site, view=view: flat_kernel(site, view(leaf))
+        back = jax.linear_transpose(used, jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype))
+        each = jnp.einsum("nj,ni->nji", product.entered, product.felt[:, 0])[:, None]
+        part = jax.vmap(lambda g, back=back: back(g)[0])(each)
+        found[site.leaf] = found.get(site.leaf, 0) + part
+    for name, owner in how.biases.items():
+        (site,) = how.sites.found[name]
+        found[name] = site.sign * made.products[owner].felt[:, 0]
+    counted = (*found, *how.rest)
+    right = _differentiated(counted, f, params, how.sites.names, x, row[None])
+    return found, {name: shaped(name, j[:, 0]) for name, j in right.items()}

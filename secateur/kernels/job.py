@@ -15,6 +15,7 @@ from secateur.core.errors import SecateurError, lookup
 from secateur.core.network import Network
 from secateur.kernels.factors import Factors, Form
 from secateur.kernels.plan import Line, Masked, Plan, choose, masked_products, passes
+from secateur.kernels.products import ByColumns, layer
 from secateur.kernels.rules import OUTPUTS, Bucket, Rule, block, buckets, kept_columns
 from secateur.kernels.subject import Subject, subject
 from secateur.structure.sites import Function, tap_shapes
@@ -99,6 +100,21 @@ class Job:
                     right = left if same else self._factors(other, columns, chunk)
                     yield from self._within(rows, columns, left, right, same, chunk)
 
+    def layers(self) -> list[Any]:
+        """Every leaf's part of the operator, of all examples and outputs."""
+        n, c = self.first.n, self.first.outputs
+        whole = self._factors(self.first, slice(0, n), np.arange(c))
+        parts: list[Any] = [
+            layer(
+                product.entered,
+                product.felt,
+                mask=None if np.all(of.weights == 1) else of.weights,
+                bias=of.bias,
+            )
+            for product, of in zip(whole.products, self.masked)
+        ]
+        return [*parts, *map(ByColumns, whole.columns.values())]
+
     def _within(
         self,
         rows: slice,
@@ -135,7 +151,7 @@ class Job:
             numbers = np.arange(part.start + some.start, part.start + some.stop)
             short = self.passed - len(numbers) if len(numbers) < part.stop - part.start else 0
             taken = np.concatenate([numbers, np.repeat(numbers[-1:], short)])
-            found = run(of.params, _take(of.x, taken), chunk, kept)
+            found = run(of.params, _take(of.x, taken), np.eye(of.outputs)[chunk], kept)
             made.append(found.of(slice(0, len(numbers))) if short else found)
         if len(made) == 1:
             return made[0]

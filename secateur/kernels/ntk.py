@@ -23,6 +23,7 @@ from secateur.core.network import Network
 from secateur.kernels.job import Settings, prepare
 from secateur.kernels.operator import Operator
 from secateur.kernels.plan import Plan
+from secateur.kernels.products import operator_of
 from secateur.kernels.subject import subject
 from secateur.structure.sites import Function
 
@@ -162,29 +163,41 @@ def plan(
     return prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about).plan
 
 
-def ntk_operator(f: Function | Network, params: Any, x: Any, **about: Any) -> Operator:
-    """The full kernel as a map of vectors (n C,): Theta v = J (mask * (J^T v)), never formed.
+def ntk_operator(
+    f: Function | Network, params: Any, x: Any, *, memory: float = 1e9, **about: Any
+) -> Operator:
+    """The full kernel as a map of vectors (n C,), outputs fastest; never formed.
 
-    One backward and one linearised forward pass a product. Arguments of `subject.subject`.
+    By layers (`kernels.products`) where the factors of all examples fit into ``memory`` bytes: no
+    pass through the network a product, and the trace is known. Else Theta v = J (mask * (J^T v)), a
+    backward and a linearised forward pass a product.
+
+    Args:
+        f, params, x: as for `ntk`.
+        memory: bytes that the factors may take; 0 for passes.
+        about: ``stats``, ``mask``, ``masked_point``, ``counted`` of `subject.subject`.
+
+    Raises:
+        SecateurError: what `subject.subject` refuses.
     """
     given = subject(f, params, x, **about)
+    if memory > 0:
+        job = prepare(f, params, x, None, Settings(memory=4 * memory), about)
+        if job.part >= given.n:
+            return operator_of(job.layers())
     names, tree = given.prepared.sites.names, jax.tree.structure(given.params)
     held = given.leaves()
     some = {name: held[name] for name in given.counted}
 
-    def outputs(leaves: dict[str, Any], x: Any) -> jax.Array:
+    def outputs(leaves: dict[str, Any]) -> jax.Array:
         whole = jax.tree.unflatten(tree, [(held | leaves)[name] for name in names])
-        return given.prepared.f(whole, x).reshape(-1)
+        return given.prepared.f(whole, given.x).reshape(-1)
 
     gates = {k: jnp.asarray(given.weights[k], held[k].dtype) for k in some if k in given.weights}
-    flat = lambda leaves: outputs(leaves, given.x)
-    _, forward = jax.linearize(flat, some)
+    _, forward = jax.linearize(outputs, some)
     backward = jax.linear_transpose(forward, some)
-    return Operator(
-        given.n * given.outputs,
-        given.dtype,
-        jax.tree_util.Partial(_product, forward, backward, gates),
-    )
+    product = jax.tree_util.Partial(_product, forward, backward, gates)
+    return Operator(given.n * given.outputs, given.dtype, product)
 
 
 def _product(forward: Any, backward: Any, gates: dict[str, Any], v: jax.Array) -> jax.Array:

@@ -138,7 +138,7 @@ def masked_products(about: Subject, how: Form) -> list[Masked]:
         return []
     leaves = about.leaves()
     one = jax.tree.map(lambda a: a[:1], about.x)
-    seen = views(about.prepared.f, about.params, one, about.prepared.sites)
+    seen = views(about.prepared.f, about.params, one, how.sites)
     made = []
     for place, site in enumerate(how.products):
         view, leaf = seen[site.leaf, site.step], leaves[site.leaf]
@@ -190,6 +190,6 @@ def passes(about: Subject, how: Form) -> float:
     x = jax.tree.map(lambda a: a[:few], about.x)
     run = about.factors(how)
     kept = about.kept([*how.columns, *how.rest])
-    lowered = run.lower(about.params, x, np.arange(about.outputs), kept)
+    lowered = run.lower(about.params, x, np.eye(about.outputs), kept)
     counted: Any = lowered.cost_analysis() or {}
     return float(counted.get("flops", 0.0)) / 2 / few

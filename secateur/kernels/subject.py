@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from secateur.core.errors import SecateurError
 from secateur.core.network import Network
-from secateur.kernels.factors import Form, factors, form
+from secateur.kernels.factors import Form, factors, form, gradients
 from secateur.structure.canonical import canonical
 from secateur.structure.sites import Function, Sites, names_of, read_sites, resized
 
@@ -84,9 +84,7 @@ class Subject:
     def form(self, counted: Sequence[str] | None = None) -> Form:
         """In which form each counted leaf's part is taken."""
         which = tuple(self.counted if counted is None else counted)
-        make = lambda: form(
-            self.prepared.sites, self.params, resized(self.x, 2), self.prepared.f, which
-        )
+        make = lambda: _verified(self, which)
         key = ("form", which, _shapes(self.params), _shapes(resized(self.x, 2)))
         return self.prepared.program(key, make)
 
@@ -95,6 +93,56 @@ class Subject:
         run = lambda *given: factors(how, self.prepared.f, *given)
         key = ("factors", how.products, how.columns, how.rest)
         return self.prepared.program(key, lambda: jax.jit(canonical(run)))
+
+
+def _verified(about: Subject, counted: tuple[str, ...]) -> Form:
+    """The form, with every leaf demoted whose sites do not give its gradient.
+
+    Of two examples, at noisy parameters (so that a layer of zeros hides nothing), the gradients of
+    one combination of the outputs are compared with JAX's own, to 1e-3 of their largest entry.
+
+    Raises:
+        SecateurError: where all of them are 0.
+    """
+    f, sites = about.prepared.f, about.prepared.sites
+    rng = np.random.default_rng(0)
+
+    def noisy(leaf: Any) -> np.ndarray:
+        a = np.asarray(leaf)
+        if not np.issubdtype(a.dtype, np.floating):
+            return a
+        spread = 0.1 * (np.std(a) if a.size > 1 and np.std(a) > 0 else 1.0)
+        return (a + spread * rng.standard_normal(a.shape)).astype(a.dtype)
+
+    params = jax.tree.map(noisy, about.params)
+    if about.prefix:  # statistics stay: a variance must not turn negative
+        params["stats"] = about.params["stats"]
+    two = jax.tree.map(lambda a: a[:2], about.x)
+    row = rng.standard_normal(about.outputs).astype(about.dtype)
+    while True:
+        how = form(sites, about.params, resized(about.x, 2), f, counted)
+        found, right = jax.jit(lambda p, x, row, how=how: gradients(how, f, p, x, row))(
+            params, two, row
+        )
+        size = {name: float(np.max(np.abs(g), initial=0)) for name, g in right.items()}
+        if max(size.values()) == 0:
+            raise SecateurError(
+                "the outputs have no derivative by any counted leaf (a decision, or a stopped "
+                "gradient?), so that their kernel is 0."
+            )
+        wrong = {
+            name
+            for name, g in found.items()
+            if not np.max(np.abs(g - right[name]), initial=0) <= 1e-3 * size[name]
+        }
+        if not wrong:
+            return how
+        said = "its sites do not give its gradient (a rule of differentiation of its own?)"
+        sites = replace(
+            sites,
+            found={name: s for name, s in sites.found.items() if name not in wrong},
+            why=sites.why | dict.fromkeys(wrong, said),
+        )
 
 
 def examples(x: Any) -> int:

@@ -29,7 +29,7 @@ def jacobians(f: Any, params: Any, x: Any) -> dict[str, jax.Array]:
     reached = [n for n in sites.names if sites.why.get(n) != "it does not reach the output"]
     how = form(sites, params, x, f, reached)
     count = jax.eval_shape(f, params, x).shape[1]
-    made = factors(how, f, params, x, jnp.arange(count), {})
+    made = factors(how, f, params, x, jnp.eye(count), {})
     leaves = dict(zip(sites.names, jax.tree.leaves(params)))
     found = {
         name: j.reshape(*j.shape[:2], *np.shape(leaves[name])) for name, j in made.columns.items()
@@ -97,6 +97,7 @@ def test_one_vmapped_example_at_a_time(getkey):
     assert sites.found["a/b"][0].sign == -1
 
 
+@pytest.mark.long
 def test_flax_linen_with_every_kind_of_layer(getkey):
     class Net(linen.Module):
         @linen.compact
@@ -132,6 +133,7 @@ def test_flax_nnx_split_and_merged(getkey):
     assert kinds(sites) == {"dense": 2, "bias": 2}
 
 
+@pytest.mark.long
 def test_equinox_under_vmap(getkey):
     class Net(eqx.Module):
         conv: eqx.nn.Conv2d
@@ -164,7 +166,11 @@ def test_a_mask_inside_the_function_is_part_of_the_leafs_view(getkey):
 
 
 def test_a_short_loop_over_stacked_layers(getkey):
-    params = {"first": normal(getkey, 6, 4), "w": normal(getkey, 3, 4, 4), "b": normal(getkey, 3, 4)}
+    params = {
+        "first": normal(getkey, 6, 4),
+        "w": normal(getkey, 3, 4, 4),
+        "b": normal(getkey, 3, 4),
+    }
 
     def f(p, x):
         step = lambda h, layer: (jnp.tanh(h @ layer["w"] + layer["b"]), None)
@@ -183,10 +189,12 @@ def test_a_short_loop_over_stacked_layers(getkey):
         (lambda p, x: x @ (p["w"] @ p["v"]), "v", "it goes through another leaf before it"),
         (lambda p, x: jnp.maximum(x, p["b"]) @ p["w"], "b", "it meets the input in max"),
         (
-            lambda p, x: jax.lax.while_loop(
-                lambda s: s[0] < 2, lambda s: (s[0] + 1, s[1] * p["b"]), (0, x)
-            )[1]
-            @ p["w"],
+            lambda p, x: (
+                jax.lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, s[1] * p["b"]), (0, x))[
+                    1
+                ]
+                @ p["w"]
+            ),
             "b",
             "it meets the input in while",
         ),
