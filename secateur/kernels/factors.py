@@ -40,7 +40,8 @@ class Factors(NamedTuple):
     Attributes:
         outputs: (n, C), all outputs.
         products: one a dense layer, in the order of `Form.products`.
-        columns: leaf -> (n, C, weights).
+        columns: leaf -> (n, C, weights), in the leaf's order, or, where it is `direct`, in that of
+            `columns_of_site`.
     """
 
     outputs: jax.Array
@@ -152,33 +153,43 @@ def flat_felt(site: Site, felt: jax.Array, entered: tuple[int, ...]) -> jax.Arra
 
 
 def patches(site: Site, image: jax.Array, window: Sequence[int]) -> jax.Array:
-    """The windows that a convolution sees, (n, positions, groups, inputs of a window)."""
+    """The windows that a convolution sees, (n, positions, groups, inputs of a window).
+
+    Strided slices of the padded image: XLA's own patches are a convolution, which takes longer.
+    """
     p = site.params
-    numbers = p["dimension_numbers"]
-    n, c, *space = numbers.lhs_spec
-    last = jnp.transpose(image, (n, c, *space))
-    axes = "NC" + "DHW"[-len(space) :], "OI" + "DHW"[-len(space) :], "NC" + "DHW"[-len(space) :]
-    found = jax.lax.conv_general_dilated_patches(
-        last,
-        tuple(window),
-        p["window_strides"],
-        p["padding"],
-        p["lhs_dilation"],
-        p["rhs_dilation"],
-        dimension_numbers=axes,
-        precision=jax.lax.Precision.HIGHEST,
-    )  # (n, channels * window, *positions), channels slowest
+    n, c, *space = p["dimension_numbers"].lhs_spec
     groups = p["feature_group_count"]
-    rows = found.reshape(found.shape[0], groups, found.shape[1] // groups, -1)
-    return jnp.transpose(rows, (0, 3, 1, 2))
+    last = jnp.transpose(image, (n, *space, c))
+    edges = [(low, high, hole - 1) for (low, high), hole in zip(p["padding"], p["lhs_dilation"])]
+    padded = jax.lax.pad(last, jnp.zeros((), last.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    reach = [(size - 1) * d + 1 for size, d in zip(window, p["rhs_dilation"])]
+    counts = [
+        (size - r) // stride + 1
+        for size, r, stride in zip(padded.shape[1:-1], reach, p["window_strides"])
+    ]
+    shifted = []
+    for place in np.ndindex(*window):
+        start = [k * d for k, d in zip(place, p["rhs_dilation"])]
+        stop = [a + (m - 1) * t + 1 for a, m, t in zip(start, counts, p["window_strides"])]
+        cut = jax.lax.slice(
+            padded,
+            (0, *start, 0),
+            (padded.shape[0], *stop, padded.shape[-1]),
+            (1, *p["window_strides"], 1),
+        )
+        shifted.append(cut.reshape(cut.shape[0], -1, groups, 1, cut.shape[-1] // groups))
+    rows = jnp.concatenate(shifted, axis=3)  # (n, positions, groups, places, channels)
+    return rows.reshape(*rows.shape[:3], -1)
 
 
 def flat_filters(site: Site, kernel: jax.Array) -> jax.Array:
     """A convolution's weights, or their mask: (groups, inputs of a window, filters of a group)."""
     o, i, *space = site.params["dimension_numbers"].rhs_spec
     groups = site.params["feature_group_count"]
-    rows = jnp.transpose(kernel, (o, i, *space)).reshape(groups, kernel.shape[o] // groups, -1)
-    return jnp.swapaxes(rows, 1, 2)
+    rows = jnp.transpose(kernel, (*space, i, o))
+    rows = rows.reshape(-1, groups, kernel.shape[o] // groups)
+    return jnp.swapaxes(rows, 0, 1)
 
 
 def flat_maps(site: Site, felt: jax.Array) -> jax.Array:
@@ -187,6 +198,34 @@ def flat_maps(site: Site, felt: jax.Array) -> jax.Array:
     turned = jnp.transpose(felt, (n, 0, *space, c))
     groups = site.params["feature_group_count"]
     return turned.reshape(*turned.shape[:2], -1, groups, turned.shape[-1] // groups)
+
+
+def met(site: Site, entered: jax.Array, felt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What enters a layer, (n, p, g, j), and what feels its output, (n, C, p, g, i)."""
+    if site.kind == "dense":
+        return flat_rows(site, entered), flat_felt(site, felt, entered.shape)
+    window = [site.shape[k] for k in site.params["dimension_numbers"].rhs_spec[2:]]
+    return patches(site, entered, window), flat_maps(site, felt)
+
+
+def layout(site: Site, kernel: jax.Array) -> jax.Array:
+    """A kernel, or its mask, as its dense layer or convolution uses it: (groups, inputs, units)."""
+    return flat_kernel(site, kernel) if site.kind == "dense" else flat_filters(site, kernel)
+
+
+def direct(sites: Sequence[Site]) -> bool:
+    """Whether a leaf's columns are written down in the order in which its one site uses them."""
+    return len(sites) == 1 and sites[0].kind in ("dense", "conv") and sites[0].plain
+
+
+def columns_of_site(site: Site, entered: jax.Array, felt: jax.Array) -> jax.Array:
+    """A kernel's Jacobian at its one site, (n, C, weights) in the order (groups, units, inputs)."""
+    a, d = met(site, entered, felt)
+    n, c, positions, groups, units = d.shape
+    d = jnp.transpose(d, (0, 3, 2, 1, 4)).reshape(n, groups, positions, c * units)
+    there = jnp.einsum("ngpk,npgj->ngkj", d, a)
+    there = there.reshape(n, groups, c, units, -1)
+    return jnp.swapaxes(there, 1, 2).reshape(n, c, -1)
 
 
 def jacobian_of_site(site: Site, view: Any, leaf: Any, entered: jax.Array, felt: jax.Array) -> Any:
@@ -200,15 +239,9 @@ def jacobian_of_site(site: Site, view: Any, leaf: Any, entered: jax.Array, felt:
     back = jax.linear_transpose(view, jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype))
     kernel = jax.eval_shape(view, leaf)
     if site.kind in ("dense", "conv"):
-        if site.kind == "dense":
-            a, d = flat_rows(site, entered), flat_felt(site, felt, entered.shape)
-            layout = lambda k: flat_kernel(site, k)
-        else:
-            window = [kernel.shape[k] for k in site.params["dimension_numbers"].rhs_spec[2:]]
-            a, d = patches(site, entered, window), flat_maps(site, felt)
-            layout = lambda k: flat_filters(site, k)
+        a, d = met(site, entered, felt)
         there = jnp.einsum("npgj,ncpgi->ncgji", a, d)
-        inverse = jax.linear_transpose(layout, kernel)
+        inverse = jax.linear_transpose(lambda k: layout(site, k), kernel)
         pull = lambda g: back(inverse(g)[0])[0]
     else:
         d = jnp.moveaxis(felt, site.felt_example + 1, 0)  # (n, C, *rest)
@@ -264,9 +297,13 @@ def factors(
     columns: dict[str, jax.Array] = {}
     seen = views(f, params, jax.tree.map(lambda a: a[:1], x), how.sites) if how.columns else {}
     for name in how.columns:
+        found = how.sites.found[name]
+        if direct(found):
+            columns[name] = columns_of_site(found[0], entered[found[0].step], felt[found[0].tap])
+            continue
         parts = [
             jacobian_of_site(s, seen[name, s.step], leaves[name], entered[s.step], felt[s.tap])
-            for s in how.sites.found[name]
+            for s in found
         ]
         total = sum(parts[1:], parts[0])
         columns[name] = total.reshape(*total.shape[:2], -1)
@@ -300,6 +337,17 @@ def _differentiated(
     return {name: row.reshape(*row.shape[:2], -1) for name, row in found.items()}
 
 
+def in_order(sites: Sites, name: str, leaf: Any, columns: jax.Array) -> jax.Array:
+    """Columns (n, weights) in the shape of their leaf, (n, *leaf)."""
+    found = sites.found.get(name, ())
+    if not direct(found):
+        return columns.reshape(len(columns), *np.shape(leaf))
+    site = found[0]
+    used = lambda leaf: jnp.swapaxes(layout(site, leaf.reshape(site.shape)), 1, 2).ravel()
+    back = jax.linear_transpose(used, jax.ShapeDtypeStruct(np.shape(leaf), columns.dtype))
+    return jax.vmap(lambda row: back(row)[0])(columns)
+
+
 def gradients(
     how: Form, f: Function, params: Any, x: Any, row: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -310,7 +358,7 @@ def gradients(
     """
     made = factors(replace(how, rest=()), f, params, x, row[None], {})
     leaves = dict(zip(how.sites.names, jax.tree.leaves(params)))
-    shaped = lambda name, j: j.reshape(len(j), *np.shape(leaves[name]))
+    shaped = lambda name, j: in_order(how.sites, name, leaves[name], j)
     found = {name: shaped(name, j[:, 0]) for name, j in made.columns.items()}
     seen = views(f, params, jax.tree.map(lambda a: a[:1], x), how.sites)
     for site, product in zip(how.products, made.products):
@@ -325,4 +373,5 @@ def gradients(
         found[name] = site.sign * made.products[owner].felt[:, 0]
     counted = (*found, *how.rest)
     right = _differentiated(counted, f, params, how.sites.names, x, row[None])
-    return found, {name: shaped(name, j[:, 0]) for name, j in right.items()}
+    plain = lambda name, j: j.reshape(len(j), *np.shape(leaves[name]))
+    return found, {name: plain(name, j[:, 0]) for name, j in right.items()}

@@ -145,7 +145,7 @@ class Job:
 
     def _factors(self, of: Subject, part: slice, chunk: np.ndarray) -> Factors:
         run = of.factors(self.how)
-        kept = of.kept([*self.how.columns, *self.how.rest])
+        kept = of.kept(self.how)
         made = []
         for some in _cut(part.stop - part.start, self.passed):
             numbers = np.arange(part.start + some.start, part.start + some.stop)
@@ -254,7 +254,11 @@ def prepare(
     n, m, c = first.n, first.n if second is None else second.n, first.outputs
     width = np.dtype(first.dtype).itemsize
     result = float(n * m * width * {"full": c * c, "diagonal": c}.get(settings.outputs, 1))
-    _check_memory(result, n, m, c, settings.outputs)
+    if second is not None and jax.tree.map(_example, first.x) != jax.tree.map(_example, second.x):
+        raise SecateurError(
+            f"x2 holds examples of {jax.tree.map(_example, second.x)}, expected "
+            f"{jax.tree.map(_example, first.x)} as in x."
+        )
     how = first.form()
     masked = masked_products(first, how)
     rules, lines = _lines(first, how, masked, settings, n * m if second else n * (n + 1) / 2)
@@ -277,7 +281,9 @@ def prepare(
     part = int(np.clip(room / (2 * held), 1, max(n, m)))
     if part < max(n, m) and second is None:  # then two parts are held
         part = max(1, part // 2)
-    passed = int(np.clip(settings.memory / 4 / (chunk * passing), 1, part))
+    # Beyond some tens of megabytes a pass leaves the cache.
+    passed = int(np.clip(min(settings.memory / 4, 64e6) / (chunk * passing), 1, part))
+    passed = -(-part // -(-part // passed))  # as even as can be
     slow = any(rule.name == "rows" for rule in rules)
     size = settings.block_size
     if size is None:
@@ -321,10 +327,20 @@ def _lines(
     return tuple(rules), tuple(lines)
 
 
-def _check_memory(result: float, n: int, m: int, c: int, outputs: str) -> None:
-    free = _free_memory()
+def _example(a: Any) -> tuple[int, ...]:
+    return tuple(np.shape(a)[1:])
+
+
+def check_memory(plan: Plan) -> None:
+    """Refuses a kernel that the machine's memory will not hold.
+
+    Raises:
+        SecateurError: with the numbers, and the ways out.
+    """
+    free, result = _free_memory(), plan.result
     if free is None or result <= 0.9 * free:
         return
+    (n, m), c, outputs = plan.examples, plan.classes, plan.outputs
     ways = "take fewer examples, or ntk_blocks (a block at a time) or ntk_operator (products alone)"
     if outputs == "full":
         ways = f'outputs="trace" ({result / c**2 / 1e9:.3g} GB), ' + ways

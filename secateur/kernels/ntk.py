@@ -10,7 +10,7 @@ memory; of a symmetric kernel one half is formed, and the other is its mirror im
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from secateur.core.errors import SecateurError
 from secateur.core.network import Network
-from secateur.kernels.job import Settings, prepare
+from secateur.kernels.job import Settings, check_memory, prepare
 from secateur.kernels.operator import Operator
 from secateur.kernels.plan import Plan
 from secateur.kernels.products import operator_of
@@ -82,11 +82,14 @@ def ntk(
     x: Any,
     x2: Any = None,
     *,
+    stats: Any = None,
+    mask: Any = None,
+    masked_point: bool = True,
+    counted: Callable[[str], bool] | None = None,
     outputs: str = "full",
     memory: float = 1e9,
     rule: str = "auto",
     block_size: int | None = None,
-    **about: Any,
 ) -> Kernel:
     """The kernel between all examples of ``x``, or between those of ``x`` and of ``x2``.
 
@@ -94,13 +97,18 @@ def ntk(
         f: a `Network` (give its ``stats``), or any ``f(params, x) -> (n, C)``.
         params: a tree of arrays.
         x, x2: examples, (n, ...) and (m, ...), or trees of such arrays.
+        stats: the batch statistics of a network.
+        mask: the tree of ``params`` with 0 and 1 (or booleans) where weights are masked, None where
+            all of a leaf counts.
+        masked_point: derivatives are taken at ``mask * params``; else at ``params``, and the mask
+            only says which of them count.
+        counted: which leaves count, by name; all by default.
         outputs: a key of `rules.OUTPUTS`. ``trace`` is the sum over outputs; neural-tangents'
             ``trace_axes`` is the ``mean``.
         memory: bytes beside the result that may be held; blocks are made to fit.
         rule: a key of `job.RULES`, to take one rule wherever it is exact.
         block_size: examples a side of one block; by the rules where None. Results differ by
             rounding alone.
-        about: ``stats``, ``mask``, ``masked_point``, ``counted`` of `subject.subject`.
 
     Returns:
         The kernel, in the dtype of the outputs.
@@ -110,7 +118,9 @@ def ntk(
             the machine's free memory, before any work, with the numbers and what to do.
     """
     begun = time.process_time()
+    about = {"stats": stats, "mask": mask, "masked_point": masked_point, "counted": counted}
     job = prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about)
+    check_memory(job.plan)
     values = np.zeros(job.shape, np.dtype(job.first.dtype))
     for rows, columns, part in job.blocks():
         values[job.place(rows, columns)] += part
@@ -128,19 +138,20 @@ def ntk_blocks(
     x: Any,
     x2: Any = None,
     *,
+    stats: Any = None,
+    mask: Any = None,
+    masked_point: bool = True,
+    counted: Callable[[str], bool] | None = None,
     outputs: str = "full",
     memory: float = 1e9,
     rule: str = "auto",
     block_size: int | None = None,
-    **about: Any,
 ) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """The same block by block, for kernels that no memory holds: ``(rows, columns, block)``.
 
     Of a kernel of ``x`` with itself the blocks on and below the diagonal come. Arguments of `ntk`.
-
-    Raises:
-        SecateurError: besides, where the factors of all outputs do not fit in ``memory``.
     """
+    about = {"stats": stats, "mask": mask, "masked_point": masked_point, "counted": counted}
     job = prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about, whole=True)
     scale = job.first.outputs if outputs == "mean" else 1
     for rows, columns, part in job.blocks():
@@ -153,18 +164,30 @@ def plan(
     x: Any,
     x2: Any = None,
     *,
+    stats: Any = None,
+    mask: Any = None,
+    masked_point: bool = True,
+    counted: Callable[[str], bool] | None = None,
     outputs: str = "full",
     memory: float = 1e9,
     rule: str = "auto",
     block_size: int | None = None,
-    **about: Any,
 ) -> Plan:
     """What `ntk` would do: print it. Arguments of `ntk`; three examples alone are computed."""
+    about = {"stats": stats, "mask": mask, "masked_point": masked_point, "counted": counted}
     return prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about).plan
 
 
 def ntk_operator(
-    f: Function | Network, params: Any, x: Any, *, memory: float = 1e9, **about: Any
+    f: Function | Network,
+    params: Any,
+    x: Any,
+    *,
+    stats: Any = None,
+    mask: Any = None,
+    masked_point: bool = True,
+    counted: Callable[[str], bool] | None = None,
+    memory: float = 1e9,
 ) -> Operator:
     """The full kernel as a map of vectors (n C,), outputs fastest; never formed.
 
@@ -175,11 +198,12 @@ def ntk_operator(
     Args:
         f, params, x: as for `ntk`.
         memory: bytes that the factors may take; 0 for passes.
-        about: ``stats``, ``mask``, ``masked_point``, ``counted`` of `subject.subject`.
+        stats, mask, masked_point, counted: as for `ntk`.
 
     Raises:
         SecateurError: what `subject.subject` refuses.
     """
+    about = {"stats": stats, "mask": mask, "masked_point": masked_point, "counted": counted}
     given = subject(f, params, x, **about)
     if memory > 0:
         job = prepare(f, params, x, None, Settings(memory=4 * memory), about)

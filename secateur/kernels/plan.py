@@ -29,7 +29,7 @@ class Line:
         rule: ``dense``, ``rows``, ``columns`` or ``differentiated``; ``with`` another leaf's.
         kept: weights that are counted.
         work: multiplications of the contraction.
-        bytes: that its factors take, for all examples.
+        bytes: that its factors take, of one example and output.
         why: why no other rule is taken; empty where none is faster.
     """
 
@@ -189,7 +189,7 @@ def passes(about: Subject, how: Form) -> float:
     few = min(about.n, 4)
     x = jax.tree.map(lambda a: a[:few], about.x)
     run = about.factors(how)
-    kept = about.kept([*how.columns, *how.rest])
+    kept = about.kept(how)
     lowered = run.lower(about.params, x, np.eye(about.outputs), kept)
     counted: Any = lowered.cost_analysis() or {}
     return float(counted.get("flops", 0.0)) / 2 / few

@@ -52,8 +52,8 @@ def spectrum(
     """Eigenvalues of a kernel.
 
     Args:
-        kernel: a symmetric matrix ``(n, n)``, NumPy or JAX; an `Operator`; or for ``dual`` J as an
-            iterable of row blocks ``(rows, K)``, see `from_rows`.
+        kernel: a symmetric matrix ``(n, n)``, NumPy or JAX, or a `Kernel`; an `Operator`; or for
+            ``dual`` J as an iterable of row blocks ``(rows, K)``, see `from_rows`.
         method: a key of `METHODS`.
         top: how many of the largest by Lanczos (``lanczos``, ``deflated``: 20 unless given).
         probes, steps: random vectors of the quadrature and products for each. Errors fall with
@@ -68,6 +68,8 @@ def spectrum(
             zero by more than rounding, an unknown method, or one that the kernel does not allow.
     """
     lookup("method of the spectrum", method, METHODS)
+    if hasattr(kernel, "matrix"):  # an `ntk.Kernel`
+        kernel = kernel.matrix()
     operator = kernel if isinstance(kernel, Operator) else None
     blocks = operator is None and not hasattr(kernel, "shape")
     if method == "dual" or (method == "auto" and blocks):

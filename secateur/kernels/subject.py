@@ -1,13 +1,13 @@
 """What a kernel is asked of: a network or any ``f(params, x)``, its parameters, mask and examples.
 
-Checked before the work begins. What was read of a function is kept as long as the function is, so
-that asking again compiles nothing anew.
+Checked before the work begins. What was read of the last functions is kept, so that asking
+again compiles nothing anew.
 """
 
 from __future__ import annotations
 
 import functools
-import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from secateur.core.errors import SecateurError
 from secateur.core.network import Network
-from secateur.kernels.factors import Form, factors, form, gradients
+from secateur.kernels.factors import Form, direct, factors, form, gradients, layout
 from secateur.structure.canonical import canonical
 from secateur.structure.sites import Function, Sites, names_of, read_sites, resized
 
@@ -64,10 +64,18 @@ class Subject:
     outputs: int
     dtype: Any
 
-    def kept(self, leaves: Sequence[str]) -> dict[str, np.ndarray]:
-        """The numbers of the weights that count, of the leaves that have a mask."""
-        numbers = lambda name: np.flatnonzero(self.weights[name]).astype(np.int32)
-        return {name: numbers(name) for name in leaves if name in self.weights}
+    def kept(self, how: Form) -> dict[str, np.ndarray]:
+        """The columns of the weights that count, of the leaves that have a mask."""
+        found = {}
+        for name in (*how.columns, *how.rest):
+            if name not in self.weights:
+                continue
+            mask, sites = self.weights[name], how.sites.found.get(name, ())
+            if direct(sites):
+                used = layout(sites[0], jnp.asarray(mask.reshape(sites[0].shape)))
+                mask = np.swapaxes(np.asarray(used), 1, 2)
+            found[name] = np.flatnonzero(mask).astype(np.int32)
+        return found
 
     @property
     def n(self) -> int:
@@ -107,16 +115,15 @@ def _verified(about: Subject, counted: tuple[str, ...]) -> Form:
     f, sites = about.prepared.f, about.prepared.sites
     rng = np.random.default_rng(0)
 
-    def noisy(leaf: Any) -> np.ndarray:
+    def noisy(name: str, leaf: Any) -> np.ndarray:
         a = np.asarray(leaf)
-        if not np.issubdtype(a.dtype, np.floating):
+        if name not in about.counted:  # a statistic, perhaps, that must not turn negative
             return a
         spread = 0.1 * (np.std(a) if a.size > 1 and np.std(a) > 0 else 1.0)
         return (a + spread * rng.standard_normal(a.shape)).astype(a.dtype)
 
-    params = jax.tree.map(noisy, about.params)
-    if about.prefix:  # statistics stay: a variance must not turn negative
-        params["stats"] = about.params["stats"]
+    leaves = [noisy(*item) for item in about.leaves().items()]
+    params = jax.tree.unflatten(jax.tree.structure(about.params), leaves)
     two = jax.tree.map(lambda a: a[:2], about.x)
     row = rng.standard_normal(about.outputs).astype(about.dtype)
     while True:
@@ -124,6 +131,9 @@ def _verified(about: Subject, counted: tuple[str, ...]) -> Form:
         found, right = jax.jit(lambda p, x, row, how=how: gradients(how, f, p, x, row))(
             params, two, row
         )
+        if not all(np.all(np.isfinite(g)) for g in right.values()) and params is not about.params:
+            params = about.params
+            continue
         size = {name: float(np.max(np.abs(g), initial=0)) for name, g in right.items()}
         if max(size.values()) == 0:
             raise SecateurError(
@@ -137,7 +147,7 @@ def _verified(about: Subject, counted: tuple[str, ...]) -> Form:
         }
         if not wrong:
             return how
-        said = "its sites do not give its gradient (a rule of differentiation of its own?)"
+        said = "what was read of it does not give its gradient"
         sites = replace(
             sites,
             found={name: s for name, s in sites.found.items() if name not in wrong},
@@ -154,7 +164,8 @@ def _shapes(tree: Any) -> Any:
     return structure, tuple((np.shape(a), str(a.dtype)) for a in leaves)
 
 
-_PREPARED: weakref.WeakKeyDictionary[Any, dict[Any, Prepared]] = weakref.WeakKeyDictionary()
+_PREPARED: OrderedDict[Any, Prepared] = OrderedDict()  # of the functions that were asked last
+_REMEMBERED = 32
 
 
 @functools.lru_cache(maxsize=64)
@@ -193,7 +204,7 @@ def subject(
             examples that are not independent, or leaves that are no floats.
     """
     prefix = ""
-    x = jax.tree.map(jnp.asarray, x)
+    params, x = _strong(params, "params"), _strong(x, "x")
     masked = _masked(params, mask)
     if isinstance(f, Network):
         _sized(f, x)
@@ -204,7 +215,7 @@ def subject(
     names = names_of(params)
     leaves = dict(zip(names, jax.tree.leaves(params)))
     weights = {prefix + name: m for name, m in masked.items()}
-    at = {name: jnp.asarray(leaf) for name, leaf in leaves.items()}
+    at = dict(leaves)
     if masked_point:
         at |= {name: at[name] * jnp.asarray(m, at[name].dtype) for name, m in weights.items()}
     params = jax.tree.unflatten(jax.tree.structure(params), [at[name] for name in names])
@@ -217,7 +228,6 @@ def subject(
                 "no leaf is counted; the leaves are "
                 + ", ".join(name.removeprefix(prefix) for name in wanted)
             )
-    prepared = _prepare(f, params, x)
     out = jax.eval_shape(f, params, x)
     if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != examples(x):
         shape = getattr(out, "shape", type(out).__name__)
@@ -229,11 +239,23 @@ def subject(
         raise SecateurError(
             f"the outputs are {out.dtype}, which have no derivative; give logits, not decisions."
         )
+    prepared = _prepare(f, params, x)
     reached = tuple(k for k in floats if prepared.sites.why.get(k) != UNREACHED)
     if not reached:
         raise SecateurError("no counted leaf reaches the outputs, so that their kernel is 0.")
     _check_independent(prepared, params, x)
     return Subject(prepared, params, x, reached, weights, prefix, out.shape[1], out.dtype)
+
+
+def _strong(tree: Any, name: str) -> Any:
+    """Arrays of their own dtype: a Python number would take that of its neighbours."""
+    try:
+        return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), tree)
+    except TypeError as error:
+        raise SecateurError(
+            f"{name} holds what is no array ({str(error).splitlines()[0]}); give a tree of arrays: "
+            "of an Equinox module equinox.partition takes them apart."
+        ) from error
 
 
 def _sized(network: Network, x: Any) -> None:
@@ -277,14 +299,17 @@ def _masked(params: Any, mask: Any) -> dict[str, np.ndarray]:
 
 
 def _prepare(f: Function, params: Any, x: Any) -> Prepared:
-    key = (_shapes(params), _shapes(resized(x, 2)))
     try:
-        known = _PREPARED.setdefault(f, {})
-    except TypeError:  # what cannot be referred to weakly is read each time
-        known = {}
-    if key not in known:
-        known[key] = Prepared(f, read_sites(f, params, x))
-    return known[key]
+        key = (f, _shapes(params), _shapes(resized(x, 2)))
+        known = _PREPARED.get(key)
+    except TypeError:  # what has no hash is read each time
+        return Prepared(f, read_sites(f, params, x))
+    if known is None:
+        known = _PREPARED[key] = Prepared(f, read_sites(f, params, x))
+        if len(_PREPARED) > _REMEMBERED:
+            _PREPARED.popitem(last=False)
+    _PREPARED.move_to_end(key)
+    return known
 
 
 def _check_independent(prepared: Prepared, params: Any, x: Any) -> None:

@@ -63,6 +63,7 @@ class Site:
         sign: -1 where the leaf is subtracted.
         part: of the leaf, where a loop takes one slice after the other.
         plain: the leaf is there with its own entries, in its own order.
+        shape: of the operand that the leaf is.
     """
 
     leaf: str
@@ -76,6 +77,7 @@ class Site:
     sign: int = 1
     part: tuple[int, ...] = ()
     plain: bool = True
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -322,7 +324,8 @@ def read_sites(f: Function, params: Any, x: Any) -> Sites:
         assert felt is not None
         sign = -1 if step.name == "sub" and side == 1 else 1
         place = (number, step.outs[0], side, other, felt)
-        site = Site(tag.leaf, kind, *place, step.params, sign, tag.part, tag.plain)
+        shape = one.shapes[step.ins[side]]
+        site = Site(tag.leaf, kind, *place, step.params, sign, tag.part, tag.plain, shape)
         found.setdefault(tag.leaf, []).append(site)
     for leaf, sites in found.items():
         parts = [s.part for s in sites]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from secateur.kernels.factors import factors, flat_kernel, form
+from secateur.kernels.factors import factors, flat_kernel, form, in_order
 from secateur.structure.sites import names_of, read_sites, views
 
 linen = pytest.importorskip("flax.linen")
@@ -32,7 +32,8 @@ def jacobians(f: Any, params: Any, x: Any) -> dict[str, jax.Array]:
     made = factors(how, f, params, x, jnp.eye(count), {})
     leaves = dict(zip(sites.names, jax.tree.leaves(params)))
     found = {
-        name: j.reshape(*j.shape[:2], *np.shape(leaves[name])) for name, j in made.columns.items()
+        name: jax.vmap(lambda rows, name=name: in_order(sites, name, leaves[name], rows))(j)
+        for name, j in made.columns.items()
     }
     seen = views(f, params, jax.tree.map(lambda a: a[:1], x), sites)
     for site, product in zip(how.products, made.products):
