@@ -27,7 +27,8 @@ from secateur.core.errors import SecateurError
 from secateur.core.keys import Key, fold
 from secateur.core.network import Network
 from secateur.core.trees import Mask, flatten, unflatten
-from secateur.kernels.infinite import DenseEnsemble, analytic_kernels
+from secateur.kernels.ensemble import DenseEnsemble
+from secateur.kernels.infinite import analytic_kernels
 from secateur.kernels.ntk import ntk
 from secateur.structure.chain import Chain, chain
 from secateur.structure.flow import flow

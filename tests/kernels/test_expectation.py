@@ -18,8 +18,9 @@ import pytest
 from secateur.core.errors import SecateurError
 from secateur.core.network import Network
 from secateur.core.trees import flatten, unflatten
+from secateur.kernels.ensemble import DenseEnsemble
 from secateur.kernels.expectation import expected_trace, kernel_draws, mean_kernel, over_width
-from secateur.kernels.infinite import DenseEnsemble, analytic_kernels, masked_kernels
+from secateur.kernels.infinite import analytic_kernels, masked_kernels
 from secateur.networks.layers import conv, dense, flat, max_pool
 from secateur.networks.mlp import mlp
 
@@ -165,7 +166,7 @@ def test_with_one_hidden_layer_draws_mean_the_analytic_kernel(
 ) -> None:
     of = DenseEnsemble(3, (48,), 2, (1.7, 1.9), (0.2, 0.1), parametrisation)
     wanted = analytic_kernels(of, X)
-    found = mean_kernel(of.network(), X, key=getkey(), draws=120)
+    found = mean_kernel(of.network(), X, key=getkey(), draws=100)
     full = wanted.full(2)
     own = full > 0
     agree(found.values[own], found.errors[own], full[own])
@@ -221,7 +222,7 @@ def test_a_single_draw_lies_about_the_analytic_kernel_by_one_over_root_width(get
     independent terms as there are units: the exponent is -1/2 exactly, and the mean has no bias."""
     of = DenseEnsemble(3, (1,), 1, parametrisation="ntk", biases=False)
     widths = [8, 512]
-    rows = over_width(of, widths, X, key=getkey(), draws=60)
+    rows = over_width(of, widths, X, key=getkey(), draws=48)
     assert [row["width"] for row in rows] == widths
     assert rows[1]["weights"] == 512 * 4
     for name in ("draw_to_analytic", "draw_to_mean"):

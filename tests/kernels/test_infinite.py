@@ -17,14 +17,8 @@ import pytest
 from scipy.integrate import quad
 
 from secateur.core.errors import SecateurError
-from secateur.kernels.infinite import (
-    INITIAL_VARIANCES,
-    PARAMETRISATIONS,
-    DenseEnsemble,
-    analytic_kernels,
-    masked_kernels,
-    relu_moments,
-)
+from secateur.kernels.ensemble import INITIAL_VARIANCES, PARAMETRISATIONS, DenseEnsemble
+from secateur.kernels.infinite import analytic_kernels, masked_kernels, relu_moments
 from secateur.kernels.ntk import ntk
 from secateur.networks.layers import INITIALISERS
 
