@@ -59,6 +59,7 @@ def test_a_dense_network_by_enumeration(x64: None, seed: int) -> None:
     np.testing.assert_allclose(np.exp(eigenvalues), sigma[: len(eigenvalues)], rtol=1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("density", [0.6, pytest.param(0.9, marks=pytest.mark.long)])
 def test_convolution_norm_pooling_residual_and_biases(x64: None, density: float) -> None:
     net = mixed()

@@ -279,6 +279,7 @@ def test_small_steps_of_cross_entropy_follow_its_flow() -> None:
     np.testing.assert_allclose((found.at(t) - MODEL.f0) / t, slope, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_cross_entropy_by_products_alone() -> None:
     times = [1.0, 10.0]
     operator = Operator.of(MODEL.kernel.astype(np.float32))  # without x64, as a user has it

@@ -164,6 +164,7 @@ def agree(mean: np.ndarray, error: np.ndarray, wanted: np.ndarray) -> None:
     assert np.sqrt(np.mean(error**2)) < 0.05 * np.sqrt(np.mean(wanted**2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "parametrisation", ["standard", pytest.param("ntk", marks=pytest.mark.long)]
 )
@@ -202,6 +203,7 @@ def test_draws_of_a_masked_deep_network_mean_the_closed_form(getkey: Any) -> Non
     assert np.all(np.abs(found.values - kernel) < 4 * found.errors)
 
 
+@pytest.mark.long
 def test_the_mean_and_its_errors_are_those_of_the_draws(getkey: Any) -> None:
     network, key = DenseEnsemble(3, (4,), 2).network(), getkey()
     kernels = np.stack(list(kernel_draws(network, X, key=key, draws=5)))
@@ -223,6 +225,7 @@ def test_between_different_examples_it_is_a_part_of_the_whole_and_has_no_trace(g
     assert across.trace is across.trace_error is None
 
 
+@pytest.mark.long
 def test_a_single_draw_lies_about_the_analytic_kernel_by_one_over_root_width(getkey: Any) -> None:
     """With one hidden layer, in the NTK parametrisation, the kernel is the mean of as many
     independent terms as there are units: the exponent is -1/2 exactly, and the mean has no bias."""

@@ -76,7 +76,9 @@ def close(found: np.ndarray, wanted: np.ndarray, to: float = 1e-12) -> None:
     )
 
 
-@pytest.mark.parametrize("outputs", ["full", "trace", "diagonal"])
+@pytest.mark.parametrize(
+    "outputs", ["full", "trace", pytest.param("diagonal", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize(
     ("density", "rule"),
     [(1.0, "dense"), (0.4, "rows"), (0.4, "columns"), (0.02, "auto"), (0.0, "rows")],
@@ -168,7 +170,7 @@ def test_laws_of_the_kernel():
     close(ntk(NET, turned, x, stats={}).values, ntk(NET, params, x, stats={}).values)
 
 
-@pytest.mark.parametrize("memory", [1e9, 0])
+@pytest.mark.parametrize("memory", [1e9, pytest.param(0, marks=pytest.mark.long)])
 def test_the_operator_is_the_matrix(memory):
     params, x, mask = weights()[0], example(5), masked(0.4)
     found = ntk_operator(NET, params, x, stats={}, mask=mask, memory=memory)
@@ -210,6 +212,7 @@ def test_convolutional_networks(net, density):
         close(found.values, right(j, j, outputs), 1e-10)
 
 
+@pytest.mark.long
 def test_single_precision_is_near():
     params, x, mask = weights()[0], example(4), masked(0.4)
     j = jacobian(x, mask)
@@ -277,6 +280,7 @@ def test_a_kernel_larger_than_memory_is_refused_before_any_work(monkeypatch):
         ntk(NET, weights()[0], example(12), stats={}, outputs="full")
 
 
+@pytest.mark.long
 def test_asking_again_compiles_nothing_anew():
     params, x = weights()[0], example(5)
     ntk(NET, params, x, stats={}, outputs="trace")

@@ -351,6 +351,7 @@ def test_deflating_everything_leaves_nothing_to_estimate(getkey: Key) -> None:
     assert found.condition == pytest.approx(12)
 
 
+@pytest.mark.long
 def test_single_precision_on_an_operator_keeps_one_percent(chosen: np.ndarray) -> None:
     given: dict[str, Any] = {"top": 5, "probes": 12, "steps": 30}
     with jax.enable_x64(False):  # as it is without asking

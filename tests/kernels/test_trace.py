@@ -180,6 +180,7 @@ def test_the_saliency_is_the_slope_along_each_gate(form: str, counted: str, getk
     assert float(value) == pytest.approx(float(at(0.0)), rel=1e-12)
 
 
+@pytest.mark.long
 def test_layers_and_examples_have_one_saliency_through_relu_whatever_the_chunk(
     getkey: Any,
 ) -> None:
@@ -193,6 +194,7 @@ def test_layers_and_examples_have_one_saliency_through_relu_whatever_the_chunk(
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * float(value))
 
 
+@pytest.mark.long
 def test_of_the_full_trace_a_layer_carries_twice_what_is_not_its_own(getkey: Any) -> None:
     network = mlp(7, 6, 5, input_shape=(4,), outputs=3, bias=False)
     params, gates, x = problem(network, getkey)
