@@ -281,8 +281,9 @@ def prepare(
     part = int(np.clip(room / (2 * held), 1, max(n, m)))
     if part < max(n, m) and second is None:  # then two parts are held
         part = max(1, part // 2)
-    # Beyond some tens of megabytes a pass leaves the cache.
-    passed = int(np.clip(min(settings.memory / 4, 64e6) / (chunk * passing), 1, part))
+    # Beyond some tens of megabytes a pass leaves the cache; a few examples at least are worth one.
+    fit = settings.memory / 4 / (chunk * passing)
+    passed = int(np.clip(min(fit, max(8.0, 64e6 / (chunk * passing))), 1, part))
     passed = -(-part // -(-part // passed))  # as even as can be
     slow = any(rule.name == "rows" for rule in rules)
     size = settings.block_size
