@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -291,3 +292,25 @@ def test_asking_again_compiles_nothing_anew():
     jax.jit(lambda x: x + len(asked))(1.0)
     assert [name for name in seen if "backend_compile" in name], "the listener hears compiles"
     assert not [name for name in asked if "backend_compile" in name]
+
+
+def _mlp(p: Any, x: Any) -> jax.Array:
+    h = jnp.maximum(x.reshape(len(x), -1) @ p["w1"] + p["b1"], 0)
+    return jnp.tanh(h @ p["w2"]) @ p["w3"] + p["b3"]
+
+
+def _cnn(p: Any, x: Any) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    h = jax.lax.conv_general_dilated(x, p["k"], (2, 1), "SAME", dimension_numbers=numbers)
+    return jnp.maximum(h + p["c"], 0).reshape(len(x), -1) @ p["w"]
+
+
+@pytest.mark.parametrize(("name", "f"), [("mlp", _mlp), ("cnn", _cnn)])
+def test_neural_tangents_says_the_same(name, f):
+    """Numbers that neural-tangents 0.6.5 gave once: `scripts/opponent_kernels.py`."""
+    held = np.load(Path(__file__).parent / "neural_tangents.npz")
+    of = lambda kind: {k.split(".")[2]: held[k] for k in held if k.startswith(f"{name}.{kind}.")}
+    for outputs in ("full", "mean"):
+        found = ntk(f, of("p"), held["x"], held["y"], mask=of("m"), outputs=outputs).values
+        theirs = held[f"{name}.{outputs}"]
+        close(found, np.swapaxes(theirs, 1, 2) if outputs == "full" else theirs, 1e-10)
