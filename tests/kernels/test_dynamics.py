@@ -245,7 +245,7 @@ def test_steps_of_cross_entropy_are_masked_descent_in_weight_space(ridge: float)
     np.testing.assert_allclose(found.steps(counts, rate)[0], train[1], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.1])
+@pytest.mark.parametrize("ridge", [pytest.param(0.0, marks=pytest.mark.long), 0.1])
 def test_the_flow_of_cross_entropy_against_scipy_in_function_space(ridge: float) -> None:
     times = np.array([0.0, 0.5, 30.0])
     both = np.vstack([MODEL.kernel, MODEL.cross])
