@@ -16,6 +16,7 @@ def test_the_page_on_kernels_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run("docs/kernels.md") >= 14
 
 
+@pytest.mark.long
 def test_the_page_on_large_kernels_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("docs/large_kernels.md") >= 5
