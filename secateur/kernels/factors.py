@@ -63,7 +63,6 @@ class Form:
         biases: bias -> the place, in ``products``, of the layer whose output it is added to.
         columns: leaves whose Jacobians are formed, by their sites.
         rest: leaves whose Jacobians are formed, by differentiating by them.
-        left: leaves that are not counted.
     """
 
     sites: Sites
@@ -71,7 +70,6 @@ class Form:
     biases: dict[str, int]
     columns: tuple[str, ...]
     rest: tuple[str, ...]
-    left: tuple[str, ...] = ()
 
 
 def form(sites: Sites, params: Any, x: Any, f: Function, counted: Sequence[str]) -> Form:
@@ -97,8 +95,7 @@ def form(sites: Sites, params: Any, x: Any, f: Function, counted: Sequence[str])
             if shapes[name] == (_units(products[place], seen[found[0].tap].shape),):
                 biases[name] = place
                 columns.remove(name)
-    left = tuple(n for n in sites.names if n not in counted)
-    return Form(sites, tuple(products), biases, tuple(columns), tuple(rest), left)
+    return Form(sites, tuple(products), biases, tuple(columns), tuple(rest))
 
 
 def _is_matrix(site: Site, felt: tuple[int, ...]) -> bool:

@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from secateur.core.errors import SecateurError, lookup
-from secateur.core.network import Network
 from secateur.kernels.factors import Factors, Form
 from secateur.kernels.plan import Line, Masked, Plan, choose, masked_products, passes
 from secateur.kernels.products import ByColumns, layer
 from secateur.kernels.rules import OUTPUTS, Bucket, Rule, block, buckets, kept_columns
-from secateur.kernels.subject import Subject, subject
-from secateur.structure.sites import Function, tap_shapes
+from secateur.kernels.subject import Subject
+from secateur.structure.sites import tap_shapes
 
 RULES = {
     "auto": "of each leaf the one of the fewest operations",
@@ -232,16 +231,8 @@ def _half(part: np.ndarray, outputs: str) -> np.ndarray:
     return np.tril(part) + np.tril(part, -1).T
 
 
-def prepare(
-    f: Function | Network,
-    params: Any,
-    x: Any,
-    x2: Any,
-    settings: Settings,
-    about: dict[str, Any],
-    whole: bool = False,
-) -> Job:
-    """Checks what was given, reads the function, and decides how its kernel is formed.
+def prepare(first: Subject, second: Subject | None, settings: Settings, whole: bool = False) -> Job:
+    """Decides how the kernel of two subjects, or of one with itself, is formed.
 
     Args:
         whole: all outputs at a time, so that each block comes once.
@@ -249,8 +240,6 @@ def prepare(
     Raises:
         SecateurError: see `kernels.ntk.ntk`.
     """
-    first = subject(f, params, x, **about)
-    second = None if x2 is None else subject(f, params, x2, **about)
     n, m, c = first.n, first.n if second is None else second.n, first.outputs
     width = np.dtype(first.dtype).itemsize
     result = float(n * m * width * {"full": c * c, "diagonal": c}.get(settings.outputs, 1))

@@ -24,7 +24,7 @@ from secateur.kernels.job import Settings, check_memory, prepare
 from secateur.kernels.operator import Operator
 from secateur.kernels.plan import Plan
 from secateur.kernels.products import operator_of
-from secateur.kernels.subject import subject
+from secateur.kernels.subject import Subject, subject
 from secateur.structure.sites import Function
 
 
@@ -118,8 +118,9 @@ def ntk(
             the machine's free memory, before any work, with the numbers and what to do.
     """
     begun = time.process_time()
+    settings = Settings(outputs, memory, rule, block_size)
     about = {"stats": stats, "mask": mask, "masked_point": masked_point, "counted": counted}
-    job = prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about)
+    job = prepare(*_subjects(f, params, x, x2, about), settings)
     check_memory(job.plan)
     values = np.zeros(job.shape, np.dtype(job.first.dtype))
     for rows, columns, part in job.blocks():
@@ -151,8 +152,9 @@ def ntk_blocks(
 
     Of a kernel of ``x`` with itself the blocks on and below the diagonal come. Arguments of `ntk`.
     """
+    settings = Settings(outputs, memory, rule, block_size)
     about = {"stats": stats, "mask": mask, "masked_point": masked_point, "counted": counted}
-    job = prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about, whole=True)
+    job = prepare(*_subjects(f, params, x, x2, about), settings, whole=True)
     scale = job.first.outputs if outputs == "mean" else 1
     for rows, columns, part in job.blocks():
         yield rows, columns, part / scale
@@ -174,8 +176,9 @@ def plan(
     block_size: int | None = None,
 ) -> Plan:
     """What `ntk` would do: print it. Arguments of `ntk`; three examples alone are computed."""
+    settings = Settings(outputs, memory, rule, block_size)
     about = {"stats": stats, "mask": mask, "masked_point": masked_point, "counted": counted}
-    return prepare(f, params, x, x2, Settings(outputs, memory, rule, block_size), about).plan
+    return prepare(*_subjects(f, params, x, x2, about), settings).plan
 
 
 def ntk_operator(
@@ -203,10 +206,11 @@ def ntk_operator(
     Raises:
         SecateurError: what `subject.subject` refuses.
     """
-    about = {"stats": stats, "mask": mask, "masked_point": masked_point, "counted": counted}
-    given = subject(f, params, x, **about)
+    given = subject(
+        f, params, x, stats=stats, mask=mask, masked_point=masked_point, counted=counted
+    )
     if memory > 0:
-        job = prepare(f, params, x, None, Settings(memory=4 * memory), about)
+        job = prepare(given, None, Settings(memory=4 * memory))
         if job.part >= given.n:
             return operator_of(job.layers())
     names, tree = given.prepared.sites.names, jax.tree.structure(given.params)
@@ -227,6 +231,13 @@ def ntk_operator(
 def _product(forward: Any, backward: Any, gates: dict[str, Any], v: jax.Array) -> jax.Array:
     (felt,) = backward(v)
     return forward({k: g * gates[k] if k in gates else g for k, g in felt.items()})
+
+
+def _subjects(
+    f: Function | Network, params: Any, x: Any, x2: Any, about: dict[str, Any]
+) -> tuple[Subject, Subject | None]:
+    first = subject(f, params, x, **about)
+    return first, None if x2 is None else subject(f, params, x2, **about)
 
 
 def _mirror(part: np.ndarray, outputs: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,12 +89,9 @@ class Subject:
         """A leaf's name as its owner knows it."""
         return name.removeprefix(self.prefix)
 
-    def form(self, counted: Sequence[str] | None = None) -> Form:
+    def form(self) -> Form:
         """In which form each counted leaf's part is taken."""
-        which = tuple(self.counted if counted is None else counted)
-        make = lambda: _verified(self, which)
-        key = ("form", which, _shapes(self.params), _shapes(resized(self.x, 2)))
-        return self.prepared.program(key, make)
+        return self.prepared.program(("form", self.counted), lambda: _verified(self))
 
     def factors(self, how: Form) -> Any:
         """The compiled function (params, x, outputs, kept) -> `Factors`."""
@@ -103,7 +100,7 @@ class Subject:
         return self.prepared.program(key, lambda: jax.jit(canonical(run)))
 
 
-def _verified(about: Subject, counted: tuple[str, ...]) -> Form:
+def _verified(about: Subject) -> Form:
     """The form, with every leaf demoted whose sites do not give its gradient.
 
     Of two examples, at noisy parameters (so that a layer of zeros hides nothing), the gradients of
@@ -127,7 +124,7 @@ def _verified(about: Subject, counted: tuple[str, ...]) -> Form:
     two = jax.tree.map(lambda a: a[:2], about.x)
     row = rng.standard_normal(about.outputs).astype(about.dtype)
     while True:
-        how = form(sites, about.params, resized(about.x, 2), f, counted)
+        how = form(sites, about.params, resized(about.x, 2), f, about.counted)
         found, right = jax.jit(lambda p, x, row, how=how: gradients(how, f, p, x, row))(
             params, two, row
         )

@@ -123,7 +123,6 @@ class _Step:
     outs: tuple[int, ...]
     run: Callable[..., Any]
     params: dict[str, Any]
-    shapes: tuple[tuple[int, ...], ...]  # of the outputs
 
 
 @dataclass
@@ -205,8 +204,7 @@ class _Flat:
         self, name: str, ins: Sequence[int], outs: Sequence[int], run: Any, params: dict[str, Any]
     ) -> None:
         """Takes a step into the program, and knows what comes of it."""
-        shapes = tuple(self.shapes[o] for o in outs)
-        self.steps.append(_Step(name, tuple(ins), tuple(outs), run, params, shapes))
+        self.steps.append(_Step(name, tuple(ins), tuple(outs), run, params))
         tagged = [(side, self.tags[i]) for side, i in enumerate(ins) if i in self.tags]
         fed = any(i in self.fed for i in ins)
         if fed:
@@ -286,7 +284,7 @@ def read_sites(f: Function, params: Any, x: Any) -> Sites:
     """The sites of every leaf of ``params`` in ``f(params, x)``; nothing is computed.
 
     Args:
-        f: gives (n, outputs), row k from ``x[k]`` alone (`independent` checks it).
+        f: gives (n, outputs), row k from ``x[k]`` alone.
         params: any tree of arrays (or of their shapes).
         x: an array, or a tree of arrays, with the examples along their first axes.
     """

@@ -57,16 +57,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {}),
 }
 ESTIMATORS = ("fd", "vjp")
-VARIANCES = {  # of a kernel's entries, by fan-in and fan-out; all are symmetric
-    "glorot_normal": lambda i, o: 2 / (i + o),
-    "glorot_uniform": lambda i, o: 2 / (i + o),
-    "kaiming_normal": lambda i, o: 2 / i,
-    "kaiming_normal_fan_out": lambda i, o: 2 / o,
-    "kaiming_uniform": lambda i, o: 2 / i,
-    "torch_uniform": lambda i, o: 1 / (3 * i),
-    "variance_scaling": lambda i, o: 1 / i,
-    "small_normal": lambda i, o: 1e-4,
-}
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -189,9 +179,10 @@ def check(fields: Fields) -> None:
         SecateurError: one sentence: what is wrong, what was expected.
     """
     from secateur.core.errors import lookup
+    from secateur.kernels.ensemble import INITIAL_VARIANCES
 
     trained.recipe(fields)
-    lookup("initialiser", fields.initialiser, VARIANCES)
+    lookup("initialiser", fields.initialiser, INITIAL_VARIANCES)
     if not fields.hidden or min(fields.hidden) < 1:
         raise SecateurError(f"hidden lists widths of at least 1, not {fields.hidden}.")
     for told in ("levels", "draws", "budgets"):
@@ -292,7 +283,9 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     if branch.endswith(MASKS) or branch == ONCE:
         return _compared(cell, network(fields))
     if branch == CLOSED:
-        return closed_form(cell, network(fields), VARIANCES[fields.initialiser])
+        from secateur.kernels.ensemble import INITIAL_VARIANCES
+
+        return closed_form(cell, network(fields), INITIAL_VARIANCES[fields.initialiser])
     return (yield from _trained(cell, inputs, fields))
 
 
