@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from secateur.core.errors import SecateurError
-from secateur.core.trees import apply_mask, flatten, unflatten
+from secateur.core.trees import apply_mask, flatten
 from secateur.data import examples as sets
 from secateur.data.stored import Stored
 from secateur.train import feed
 from secateur.train.form import Form, choose
-from secateur.train.order import Order
+from secateur.train.host import Host, lane, marked, stack
 from secateur.train.program import (
     Carry,
-    Chunk,
     Examples,
     Given,
     masks_on_device,
@@ -29,8 +27,6 @@ from secateur.train.program import (
     static_of,
 )
 from secateur.train.training import Fitted, NoWatch, Training, Watch
-
-CHUNK = 1000  # steps of one call: seconds at most, so that a kill loses little and a tick is prompt
 
 
 def fit(training: Training, watch: Watch | None = None) -> Fitted:
@@ -103,19 +99,6 @@ def _cut(data: Examples, features: np.ndarray) -> Examples:
     return Examples(jnp.asarray(images), data.labels, spread(data.mean), spread(data.std))
 
 
-def _stack(trees: Sequence[Any], lanes: bool) -> Any:
-    if not lanes:
-        return jax.tree.map(jnp.asarray, trees[0])
-    # In numpy: as a JAX operation each shape would be a program to compile.
-    return jax.tree.map(
-        lambda *leaves: jnp.asarray(np.stack([np.asarray(a) for a in leaves])), *trees
-    )
-
-
-def _lane(tree: Any, k: int, lanes: bool) -> Any:
-    return jax.tree.map(lambda a: np.array(np.asarray(a)[k]) if lanes else np.asarray(a), tree)
-
-
 def _fits(training: Training) -> bool:
     """Whether images have the network's shape, or are larger where that is meant.
 
@@ -153,11 +136,16 @@ def _check(training: Training) -> None:
             f"evaluate_every ({training.recipe.evaluate_every}); rewind to a step that is."
         )
     every, first, last = training.recipe.evaluate_every, training.first_step, training.recipe.steps
-    wrong = [k for k in training.keep_at if k % every or not first <= k <= last]
+    wrong = [k for k in marked(training) if k % every or not first <= k <= last]
     if wrong:
         raise SecateurError(
-            f"a copy can be kept where evaluations are, each {every} steps from {first} to {last}, "
-            f"not at step {wrong[0]}."
+            f"a copy can be kept, and a record taken, where evaluations are, each {every} steps "
+            f"from {first} to {last}, not at step {wrong[0]}."
+        )
+    names = [record.name for record in training.records]
+    if len(set(names)) < len(names) or not all(record.steps for record in training.records):
+        raise SecateurError(
+            f"each record has a name of its own and at least one step; given {names}."
         )
 
 
@@ -172,16 +160,16 @@ def _fit(trainings: list[Training], watches: list[Watch], lanes: bool) -> list[F
     run = programs(static_of(network, recipe, forms[0].static()), lanes)
     small = [form.of(start) for form, start in zip(forms, starts)]
     dtype = np.asarray(jax.tree.leaves(first.start)[0]).dtype
-    state = _Run(trainings, watches, forms, lanes, dtype)
+    state = Host(trainings, watches, forms, starts, lanes, dtype)
     same = tuple(first.data.train.images.shape[1:]) == tuple(network.input_shape)
     told = lanes or feed.streams(first.data) or not same
     inside = _given(trainings, forms, lanes, dtype, told)
-    begins = _stack(small, lanes), _stack([t.stats for t in trainings], lanes)
+    begins = stack(small, lanes), stack([t.stats for t in trainings], lanes)
     through = _in_pieces if feed.streams(first.data) else _on_one_device
-    return _finish(state, through(state, run, inside, begins), starts, forms, began)
+    return _finish(state, through(state, run, inside, begins), began)
 
 
-def _on_one_device(state: _Run, run: dict[str, Any], inside: Given, begins: Any) -> Carry:
+def _on_one_device(state: Host, run: dict[str, Any], inside: Given, begins: Any) -> Carry:
     """All steps, with the sets on the device: a call is a chunk of steps and evaluations."""
     data, features = state.trainings[0].data, state.forms[0].features()
     train, validation = _device(data.train, data), _device(data.validation, data)
@@ -194,7 +182,7 @@ def _on_one_device(state: _Run, run: dict[str, Any], inside: Given, begins: Any)
     return carry
 
 
-def _in_pieces(state: _Run, run: dict[str, Any], inside: Given, begins: Any) -> Carry:
+def _in_pieces(state: Host, run: dict[str, Any], inside: Given, begins: Any) -> Carry:
     """All steps, with images that come in pieces: a call is some steps between two evaluations."""
     data, recipe = state.trainings[0].data, state.recipe
 
@@ -209,11 +197,11 @@ def _in_pieces(state: _Run, run: dict[str, Any], inside: Given, begins: Any) -> 
         following = next(ready, None)
         while following is not None:
             piece = following
-            rows = _stack(list(piece.order), state.lanes)
+            rows = stack(list(piece.order), state.lanes)
             steps = np.arange(piece.step, piece.step + piece.order.shape[1])
             rates = [t.recipe.rates(steps).astype(state.dtype) for t in state.trainings]
             train = feed.on_device(piece.examples, data)
-            carry, checks = run["steps"](inside, carry, rows, _stack(rates, state.lanes), train)
+            carry, checks = run["steps"](inside, carry, rows, stack(rates, state.lanes), train)
             following = next(ready, None)  # while the steps are computed
             state.checked(checks)
             if (int(steps[-1]) + 1 - state.trainings[0].first_step) % recipe.evaluate_every == 0:
@@ -234,134 +222,18 @@ def _given(
     """
     features = [form.features() for form in forms] if told else [None]
     return Given(
-        masks_on_device(_stack([form.of_mask(t.mask) for form, t in zip(forms, trainings)], lanes)),
+        masks_on_device(stack([form.of_mask(t.mask) for form, t in zip(forms, trainings)], lanes)),
         jnp.stack([t.key for t in trainings]) if lanes else trainings[0].key,
-        _stack([np.asarray(t.alpha, dtype) for t in trainings], lanes),
-        _stack([np.asarray(t.recipe.weight_decay, dtype) for t in trainings], lanes),
-        None if features[0] is None else _stack([np.asarray(f, np.int32) for f in features], lanes),
-        _stack([dict(form.places) for form in forms], lanes),
+        stack([np.asarray(t.alpha, dtype) for t in trainings], lanes),
+        stack([np.asarray(t.recipe.weight_decay, dtype) for t in trainings], lanes),
+        None if features[0] is None else stack([np.asarray(f, np.int32) for f in features], lanes),
+        stack([dict(form.places) for form in forms], lanes),
     )
 
 
-class _Run:
-    """The host's side of a training: position, data order, curves, copies, checkpoints."""
-
-    def __init__(
-        self,
-        trainings: list[Training],
-        watches: list[Watch],
-        forms: Sequence[Form],
-        lanes: bool,
-        dtype: Any,
-    ) -> None:
-        first = trainings[0]
-        self.forms, self.marks = forms, [form.mark() for form in forms]
-        self.trainings, self.watches, self.lanes, self.dtype = trainings, watches, lanes, dtype
-        self.recipe = first.recipe
-        self.step = first.first_step
-        examples = len(first.data.train.labels)
-        self.orders = [Order(t.key, examples, self.recipe.batch) for t in trainings]
-        if feed.streams(first.data):  # ticks come between evaluations too, a piece apart
-            apart = f"{feed.steps_at_once(self.recipe, len(trainings), first.data)}".encode()
-            self.marks = [np.append(m, np.frombuffer(apart, np.uint8)) for m in self.marks]
-        self.curve: dict[str, list[np.ndarray]] = {}
-        self.kept: dict[int, Any] = {}
-        self.leak, self.finite = 0.0, True
-        every = self.recipe.evaluate_every
-        evaluations = (self.recipe.steps - first.first_step) // every
-        # Chunks end where copies are kept; all have one size, so that one program serves them.
-        stops = [evaluations, *((k - first.first_step) // every for k in first.keep_at)]
-        common = math.gcd(*stops) or 1
-        per = max(1, CHUNK // every)
-        self.per_chunk = max(d for d in range(1, min(per, common) + 1) if common % d == 0)
-
-    def begin(self, carry: Carry, point: Any) -> Carry:
-        """The carry to go on from: the start, or a published checkpoint."""
-        first = self.trainings[0]
-        shift = lambda c: c._replace(step=c.step + first.first_step)
-        carry = shift(carry)._replace(best_step=carry.best_step + first.first_step)
-        self.note(np.asarray([first.first_step]), point)
-        self._keep(carry)
-        saved = [s for s in (w.load() for w in self.watches) if s is not None]
-        if len(saved) < len(self.watches) or len({int(s["step"]) for s in saved}) != 1:
-            return carry
-        if any(not np.array_equal(s.get("form", ()), m) for s, m in zip(saved, self.marks)):
-            # Of another version or another form of the network: the training begins again.
-            return carry
-        return self._restore(carry, saved)
-
-    def chunk(self) -> Chunk:
-        """Data order and rates of the next chunk."""
-        every, n = self.recipe.evaluate_every, self.per_chunk
-        steps = np.arange(self.step, self.step + n * every)
-        index = [o.indices(self.step, n * every).reshape(n, every, -1) for o in self.orders]
-        rate = [t.recipe.rates(steps).reshape(n, every).astype(self.dtype) for t in self.trainings]
-        return Chunk(_stack(index, self.lanes), _stack(rate, self.lanes))
-
-    def record(self, carry: Carry, points: Any) -> None:
-        """After a chunk: what was checked, the curves, copies and the watches."""
-        every = self.recipe.evaluate_every
-        self.checked({name: points.pop(name) for name in ("leak", "finite")})
-        steps = self.step + every * np.arange(1, self.per_chunk + 1)
-        self.note(steps, points)
-        self.reached(int(steps[-1]), carry)
-
-    def checked(self, checks: Any) -> None:
-        self.leak = max(self.leak, float(np.max(checks["leak"])))
-        self.finite = self.finite and bool(np.all(checks["finite"]))
-
-    def reached(self, step: int, carry: Carry) -> None:
-        """The position, a copy where one is wanted, and the watches' turn."""
-        self.step = step
-        self._keep(carry)
-        for k, watch in enumerate(self.watches):
-            watch.tick(self.step, self.recipe.steps, lambda k=k: self._state(carry, k))  # type: ignore[misc]
-
-    def note(self, steps: np.ndarray, points: Any) -> None:
-        """Appends to the curves; arrays are (lanes, evaluations) or (evaluations,)."""
-        lanes = len(self.trainings)
-        self.curve.setdefault("step", []).append(np.tile(steps, (lanes, 1)))
-        for name, values in points.items():
-            self.curve.setdefault(name, []).append(np.asarray(values).reshape(lanes, -1))
-
-    def _keep(self, carry: Carry) -> None:
-        if self.step in self.trainings[0].keep_at:
-            copy = lambda tree: jax.tree.map(np.array, tree)
-            self.kept[self.step] = (copy(carry.params), copy(carry.stats))
-
-    def _state(self, carry: Carry, k: int) -> dict[str, np.ndarray]:
-        state = {f"carry/{n}": a for n, a in flatten(_lane(carry, k, self.lanes)).items()}
-        for step, pair in self.kept.items():
-            for n, a in flatten(_lane(pair, k, self.lanes)).items():
-                state[f"kept/{step}/{n}"] = a
-        for name, parts in self.curve.items():
-            state[f"curve/{name}"] = np.concatenate([p[k] for p in parts])
-        state["step"], state["form"] = np.asarray(self.step), self.marks[k]
-        state["leak"], state["finite"] = np.asarray(self.leak), np.asarray(self.finite)
-        return state
-
-    def _restore(self, carry: Carry, saved: list[dict[str, np.ndarray]]) -> Carry:
-        part = lambda s, prefix: {
-            k.removeprefix(prefix): a for k, a in s.items() if k.startswith(prefix)
-        }
-        self.step = int(saved[0]["step"])
-        self.leak = max(float(s["leak"]) for s in saved)
-        self.finite = all(bool(s["finite"]) for s in saved)
-        curves = [part(s, "curve/") for s in saved]
-        self.curve = {name: [np.stack([c[name] for c in curves])] for name in curves[0]}
-        template = (carry.params, carry.stats)
-        for step in self.trainings[0].keep_at:
-            if step <= self.step:
-                pairs = [unflatten(part(s, f"kept/{step}/"), template) for s in saved]
-                self.kept[step] = jax.tree.map(np.asarray, _stack(pairs, self.lanes))
-        return _stack([unflatten(part(s, "carry/"), carry) for s in saved], self.lanes)
-
-
 def _finish(
-    state: _Run,
+    state: Host,
     carry: Carry,
-    starts: list[Any],
-    forms: Sequence[Form],
     began: tuple[float, float],
 ) -> list[Fitted]:
     """Full shapes again; and the one look at the test set, at the best parameters and the last."""
@@ -370,15 +242,12 @@ def _finish(
     run = programs(static_of(trainings[0].network, trainings[0].recipe), lanes)
     given = _given(trainings, [Form() for _ in trainings], lanes, state.dtype, told=False)
 
-    def whole(params: Any, k: int) -> Any:
-        return forms[k].full(_lane(params, k, lanes), starts[k])
-
-    count = range(len(trainings))
-    last = [whole(carry.params, k) for k in count]
-    best = [whole(carry.best_params, k) for k in count]
+    forms, count = state.forms, range(len(trainings))
+    last = [state.whole(carry.params, k) for k in count]
+    best = [state.whole(carry.best_params, k) for k in count]
 
     def score(params: list[Any], stats: Any, examples: sets.Examples) -> np.ndarray:
-        net = _stack(params, lanes)
+        net = stack(params, lanes)
         if feed.streams(data):
             loss, right = feed.evaluate(run, given, net, stats, examples, data, lanes)
         else:
@@ -403,11 +272,11 @@ def _finish(
         fitted.append(
             Fitted(
                 last[k],
-                _lane(carry.stats, k, lanes),
+                lane(carry.stats, k, lanes),
                 best[k],
-                _lane(carry.best_stats, k, lanes),
+                lane(carry.best_stats, k, lanes),
                 {
-                    step: (whole(pair[0], k), _lane(pair[1], k, lanes))
+                    step: (state.whole(pair[0], k), lane(pair[1], k, lanes))
                     for step, pair in state.kept.items()
                 },
                 curve,
@@ -423,6 +292,7 @@ def _finish(
                     "finite losses": bool(np.all(np.isfinite(curve["validation_loss"]))),
                 },
                 {"cpu": cpu, "wall": wall},
+                state.recorded(k),
             )
         )
     return fitted

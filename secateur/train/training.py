@@ -13,6 +13,7 @@ from secateur.core.network import Network, Stats
 from secateur.core.trees import Mask, Params
 from secateur.data.examples import Sets
 from secateur.train.recipes import Recipe
+from secateur.train.records import Record
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Training:
         first_step: where the schedule and the data order begin (k for a ticket rewound to step k);
             ``recipe.steps`` counts from 0, so ``recipe.steps - first_step`` steps are taken.
         keep_at: steps at which a copy of the parameters is given back (for late rewinding).
+        records: what is read of the network on its way, each at its own steps (`train.records`).
         shrink: train the exact smaller network, and hold the survivors of sparse leaves alone,
             where that pays (`train.form`); ``False`` never does.
         siblings: trainings that will share a compiled program: how many times it is paid back.
@@ -45,6 +47,7 @@ class Training:
     alpha: float = 1.0
     first_step: int = 0
     keep_at: tuple[int, ...] = ()
+    records: tuple[Record, ...] = ()
     shrink: bool = True
     siblings: int = 1
     grain: int = 32
@@ -58,6 +61,7 @@ class Training:
             (r.decoupled, r.augment, r.loss),
             (self.data.sha256, tuple(sorted(self.data.split.items()))),
             (self.first_step, self.keep_at, self.shrink, self.siblings, self.grain),
+            tuple(record.program() for record in self.records),
         )
 
 
@@ -70,6 +74,8 @@ class Fitted:
         best_params, best_stats: at the evaluation with the lowest validation loss, the first of
             equals: the papers' early-stopping iteration.
         kept: parameters and statistics at the steps of ``keep_at``.
+        records: name of a record -> its leaves by name, each with the record's steps (in rising
+            order) as the first axis.
         curve: ``step``, ``validation_loss``, ``validation_accuracy``, one entry an evaluation.
         best, last: step, losses and accuracies (fractions) there; test is looked at only here.
         widths: live and trained widths of each shrinkable axis, by name; empty if full size.
@@ -90,6 +96,7 @@ class Fitted:
     packed: dict[str, int]
     checks: dict[str, bool]
     seconds: dict[str, float] = field(default_factory=dict)
+    records: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 class Watch(Protocol):

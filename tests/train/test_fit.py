@@ -16,6 +16,7 @@ from secateur.core.trees import flatten, ones_mask
 from secateur.train.fit import fit, fit_lanes
 from secateur.train.order import Order
 from secateur.train.recipes import RECIPES, Recipe
+from secateur.train.records import Record
 from secateur.train.training import Fitted, Training
 
 
@@ -224,10 +225,18 @@ class Resumer(Recorder):
         self.steps.append(step)
 
 
+def sizes(network: Any, params: Any, stats: Any, mask: Any) -> Any:
+    return jax.tree.map(lambda p: jax.numpy.sum(p * p), params)
+
+
 @pytest.mark.parametrize("lanes", [False, True])
 def test_a_resumed_training_is_bit_identical(lanes: bool) -> None:
     recipe = replace(SHORT, optimiser="adam", steps=1200, evaluate_every=100, batch=10)
-    trainings = [problem(recipe, 0.05, k, keep_at=(400,)) for k in range(2 if lanes else 1)]
+    record = Record("sizes", sizes, (0, 400, 1200))
+    trainings = [
+        problem(recipe, 0.05, k, keep_at=(400,), records=(record,))
+        for k in range(2 if lanes else 1)
+    ]
     run = (
         (lambda ws: fit_lanes(trainings, ws)) if lanes else (lambda ws: [fit(trainings[0], ws[0])])
     )
@@ -242,7 +251,9 @@ def test_a_resumed_training_is_bit_identical(lanes: bool) -> None:
         assert a.best == b.best
         assert a.last == b.last
         assert all(np.array_equal(a.curve[k], b.curve[k]) for k in a.curve)
-        for x, y in zip(jax.tree.leaves(a.kept), jax.tree.leaves(b.kept), strict=True):
+        taken, kept = (a.records, b.records), (a.kept, b.kept)
+        assert len(jax.tree.leaves(a.records)) == len(jax.tree.leaves(a.params))
+        for x, y in zip(jax.tree.leaves((taken[0], kept[0])), jax.tree.leaves((taken[1], kept[1]))):
             np.testing.assert_array_equal(x, y)
 
 
