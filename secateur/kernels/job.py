@@ -25,6 +25,9 @@ RULES = {
     "rows": "unit by unit, from the inputs that are left",
     "columns": "the Jacobian at the kept weights",
 }
+# Seconds of a kernel below which what is 0 in all examples is not left out: what is changes the
+# program from one call to the next, and compiling it takes longer.
+COMPILED = 0.3
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,10 @@ class Job:
                 stay.append(k)
                 continue
             one, two = left.products[k], right.products[k]
-            found = buckets(of.weights, of.bias, *_live(one, two, same))
+            inputs, units = (np.ones(size, bool) for size in of.weights.shape)
+            if self.plan.seconds > COMPILED:
+                inputs, units = _live(one, two, same)
+            found = buckets(of.weights, of.bias, inputs, units)
             if rule.name == "rows":
                 rules.append(rule)
                 rows.append(found)

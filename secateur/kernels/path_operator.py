@@ -190,7 +190,9 @@ def path_kernel(
     if pooling == "refuse":
         refuse_pooling(network, params, stats, mask)
     kept = {k: np.flatnonzero(np.asarray(m)) for k, m in flatten(mask).items() if m is not None}
-    places = {name: jnp.asarray(at) for name, at in kept.items()}
+    begins = np.cumsum([0, *(np.size(flatten(mask)[name]) for name in kept)])
+    # One array, so that masks that share their layers in another way share the program.
+    places = jnp.asarray(np.concatenate([b + at for b, at in zip(begins, kept.values())]))
     source = (params, stats, mask, jnp.asarray(v))
     t, exponent = _saliency(network, keep_bias, *source)
     flat = flatten(t)
@@ -252,20 +254,19 @@ def _product(
     stats: Stats,
     mask: Mask,
     v: jax.Array,
-    places: dict[str, jax.Array],
+    places: jax.Array,
     scale: jax.Array,
     x: jax.Array,
 ) -> jax.Array:
-    flat, begin = dict.fromkeys(flatten(mask)), 0
-    for name, at in places.items():
-        shape = jnp.shape(flatten(mask)[name])
-        whole = jnp.zeros(math.prod(shape), x.dtype)
-        flat[name] = whole.at[at].set(x[begin : begin + len(at)]).reshape(shape)
-        begin += len(at)
+    shapes = {name: m.shape for name, m in flatten(mask).items() if m is not None}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    whole = jnp.zeros(sum(sizes), x.dtype).at[places].set(x)
+    parts = dict(zip(shapes, jnp.split(whole, np.cumsum(sizes)[:-1])))
+    flat = dict.fromkeys(flatten(mask)) | {k: p.reshape(shapes[k]) for k, p in parts.items()}
     tree = unflatten(flat, mask)
     product, _ = path_product(network, params, stats, mask, tree, v, keep_bias=keep_bias)
     found = flatten(product)
-    return scale * jnp.concatenate([found[name].ravel()[at] for name, at in places.items()])
+    return scale * jnp.concatenate([found[name].ravel() for name in shapes])[places]
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -157,6 +157,7 @@ def _summed_rows(first: Product, second: Product, rows: Sequence[Bucket], apart:
     return total
 
 
+@jax.jit
 def kept_columns(product: Product, rows: Sequence[Bucket]) -> jax.Array:
     """The Jacobian of a dense layer at its kept weights and biases, (n, C, kept)."""
     a = jnp.pad(product.entered, ((0, 0), (0, 1)))

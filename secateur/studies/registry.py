@@ -13,6 +13,7 @@ STUDIES: dict[str, str] = {
     "sap-limit": "secateur.studies.sap_limit",
     "ntt": "secateur.studies.ntt",
     "ntt-outputs": "secateur.studies.ntt_outputs",
+    "kernel-watch": "secateur.studies.kernel_watch",
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from secateur.core.errors import SecateurError
 from secateur.core.trees import flatten, map_mask
+from secateur.kernels import job
 from secateur.kernels.ntk import ntk, ntk_blocks, ntk_operator, plan
 from secateur.networks.mlp import mlp
 from secateur.networks.registry import network
@@ -93,6 +94,28 @@ def test_every_rule_is_the_product_of_jacobians(outputs, density, rule):
     matrix = np.moveaxis(found.values, 2, 0) if outputs == "diagonal" else found.matrix()
     assert np.array_equal(matrix, np.swapaxes(matrix, -1, -2)), "symmetric to the last bit"
     assert found.trace() == pytest.approx(float(np.sum(j * j)), rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["rows", "columns"])
+def test_what_is_0_in_all_examples_of_a_large_kernel_is_left_out(rule, monkeypatch):
+    """Inputs that are black in every example, and a unit that none of them wakes."""
+    seen = []
+    of = job.buckets
+    monkeypatch.setattr(job, "COMPILED", 0)
+    monkeypatch.setattr(job, "buckets", lambda *a: seen.append(a) or of(*a))
+    x, mask = example(5), masked(0.4)
+    x.reshape(5, -1)[:, ::3] = 0
+    params = dict(weights()[0])
+    asleep = params["dense_1"]["bias"].copy()
+    asleep[4] = -99
+    params["dense_1"] = {**params["dense_1"], "bias": asleep}
+    found = ntk(NET, params, x, stats={}, mask=mask, rule=rule)
+    j = jacobian(x, mask, at=map_mask(lambda m, p: p if m is None else m * p, mask, params))
+    close(found.values, right(j, j, "full"))
+    _, _, inputs, units = next(a for a in seen if len(a[3]) == 9)
+    assert not inputs[::3].any()
+    assert inputs[1::3].all()
+    assert not units[4]
 
 
 @pytest.mark.long
@@ -283,11 +306,14 @@ def test_a_kernel_larger_than_memory_is_refused_before_any_work(monkeypatch):
 
 @pytest.mark.long
 def test_asking_again_compiles_nothing_anew():
-    params, x = weights()[0], example(5)
-    ntk(NET, params, x, stats={}, outputs="trace")
+    """Also of a pruned network that has moved on: other units are awake."""
+    params, x, mask = weights()[0], example(5), masked(0.4)
+    moved = jax.tree.map(lambda p: p - 0.3, params)
+    ask = lambda params, mask: ntk(NET, params, x, stats={}, outputs="trace", mask=mask)
+    ask(params, None), ask(params, mask)
     seen: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: seen.append(name))
-    ntk(NET, params, x, stats={}, outputs="trace")
+    ask(params, None), ask(moved, mask)
     asked = list(seen)
     jax.jit(lambda x: x + len(asked))(1.0)
     assert [name for name in seen if "backend_compile" in name], "the listener hears compiles"
