@@ -6,9 +6,9 @@ import ast
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from secateur.networks.mlp import mlp
 from secateur.networks.registry import network as by_name
 from secateur.prune.compact import of
 from secateur.prune.ticket import Ticket
+from secateur.structure.canonical import canonical
 from secateur.structure.channels import Channels, read_channels
 from secateur.structure.compact import Liveness, liveness
 from secateur.structure.flow import Reach, reachable
@@ -289,8 +290,7 @@ def examine(
         missing["NTK trace"] = "it was not asked for" if ntk is False else big
     else:
         try:
-            chunk = 1 if entries > NTK_ENTRIES // NTK_EXAMPLES else NTK_EXAMPLES
-            measured = lambda m: float(_ntk(network, chunk, params, stats, m, x))
+            measured = lambda m: float(_ntk(network)(params, stats, m, x))
             ntk_trace = measured(mask)
             dense_ntk = measured(dense) if dense_known else None
         except SecateurError as error:
@@ -319,11 +319,9 @@ def _log_path(network: Network, params: Params, stats: Stats, mask: Mask) -> jax
     return path_trace(network, params, stats, mask).log
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _ntk(
-    network: Network, chunk: int, params: Params, stats: Stats, mask: Mask, x: jax.Array
-) -> jax.Array:
-    return trace(network, params, stats, mask, x, chunk=chunk)
+@lru_cache(maxsize=64)
+def _ntk(network: Network) -> Callable[[Params, Stats, Mask, jax.Array], jax.Array]:
+    return jax.jit(canonical(partial(trace, network)))
 
 
 def _layers(

@@ -37,17 +37,9 @@ def conv_net() -> Network:
     """conv 3x3 - ReLU - max-pool - dense, with biases, on 4x4 images of two channels."""
 
     def init(key: Any) -> Any:
-        k = jax.random.split(key, 4)
-        return {
-            "conv_1": {
-                "kernel": jax.random.normal(k[0], (3, 3, 2, 3)),
-                "bias": jax.random.normal(k[1], (3,)),
-            },
-            "dense_1": {
-                "kernel": jax.random.normal(k[2], (12, 3)),
-                "bias": jax.random.normal(k[3], (3,)),
-            },
-        }, {}
+        shapes = {"conv_1": ((3, 3, 2, 3), (3,)), "dense_1": ((12, 3), (3,))}
+        ones = lambda kernel, bias: {"kernel": jnp.ones(kernel), "bias": jnp.ones(bias)}
+        return {name: ones(*both) for name, both in shapes.items()}, {}
 
     def apply(p: Any, stats: Any, x: Any) -> Any:
         h = max_pool(jax.nn.relu(conv(p["conv_1"], x)), 2)
@@ -56,13 +48,51 @@ def conv_net() -> Network:
     return Network("conv", (4, 4, 2), 3, init, apply, lambda p, s, x, key: (apply(p, s, x), s))
 
 
+def window_net() -> Network:
+    """Two convolutions that no plain formula fits, a norm's scale and bias, and a dense layer at
+    each of two positions: grouped, strided, dilated, unevenly padded, stored (in, out) and (out,
+    in), one scaled on its way. Everything is counted.
+    """
+    shapes = {
+        "conv_1": {"kernel": (3, 2, 2, 4), "bias": (4,)},
+        "conv_2": {"kernel": (4, 2, 2, 2), "scale": (1, 4, 1, 1)},
+        "dense_1": {"kernel": (4, 3), "bias": (3,)},
+        "dense_2": {"kernel": (3, 6)},
+    }
+
+    def init(key: Any) -> Any:
+        return jax.tree.map(jnp.ones, shapes, is_leaf=lambda s: isinstance(s, tuple)), {}
+
+    def apply(p: Any, stats: Any, x: Any) -> Any:
+        h = jax.lax.conv_general_dilated(
+            x,
+            p["conv_1"]["kernel"],
+            (2, 1),
+            [(1, 0), (2, 1)],
+            rhs_dilation=(1, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+        )
+        h = jnp.tanh(h + p["conv_1"]["bias"]).transpose(0, 3, 1, 2)
+        h = jax.lax.conv_general_dilated(
+            h, p["conv_2"]["kernel"], (2, 2), "VALID", feature_group_count=2
+        )
+        h = jnp.tanh(h * p["conv_2"]["scale"]).reshape(-1, 4, 2).swapaxes(1, 2)
+        h = jax.nn.relu(h @ (0.5 * p["dense_1"]["kernel"]) + p["dense_1"]["bias"])
+        return h.reshape(len(h), -1) @ p["dense_2"]["kernel"].T
+
+    run = lambda p, s, x, key: (apply(p, s, x), s)
+    every = lambda params: jax.tree.map(lambda p: np.ones(p.shape, bool), params)
+    return Network("windows", (6, 4, 4), 3, init, apply, run, every)
+
+
 def tied_net() -> Network:
     """relu(x W) W^T: one matrix, two products."""
 
     def apply(p: Any, stats: Any, x: Any) -> Any:
         return jax.nn.relu(x @ p["one"]["kernel"]) @ p["one"]["kernel"].T
 
-    init = lambda key: ({"one": {"kernel": jax.random.normal(key, (4, 5))}}, {})
+    init = lambda key: ({"one": {"kernel": jnp.ones((4, 5))}}, {})
     return Network("tied", (4,), 4, init, apply, lambda p, s, x, key: (apply(p, s, x), s))
 
 
@@ -80,19 +110,16 @@ def turned_net() -> Network:
     )
 
 
-def problem(network: Network, getkey: Any, n: int = 5) -> tuple[Any, Any, Any]:
+def problem(network: Network, n: int = 5) -> tuple[Any, Any, Any]:
     """Weights (biases too), real gates of which a third are 0, and inputs."""
-    params = jax.tree.map(lambda p: jax.random.normal(getkey(), p.shape), network.init(getkey())[0])
+    rng = np.random.default_rng(5)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))[0]
+    params = jax.tree.map(lambda s: rng.standard_normal(s.shape), shapes)
     gates = map_mask(
-        lambda m: (
-            None
-            if m is None
-            else jax.random.uniform(getkey(), m.shape)
-            * (jax.random.uniform(getkey(), m.shape) < 0.67)
-        ),
+        lambda m: None if m is None else rng.random(m.shape) * (rng.random(m.shape) < 0.67),
         network.prunable(params),
     )
-    return params, gates, jax.random.normal(getkey(), (n, *network.input_shape))
+    return params, gates, rng.standard_normal((n, *network.input_shape))
 
 
 def by_leaf(network: Network, params: Any, gates: Any, x: Any, **options: Any) -> Any:
@@ -121,38 +148,107 @@ def by_definition(network: Network, params: Any, gates: Any, x: Any, counted: st
 
 @pytest.mark.parametrize("counted", ["masked", "full"])
 @pytest.mark.parametrize("form", ["layers", "examples"])
-def test_dense_layers_in_both_forms_are_the_jacobian_squared(
-    form: str, counted: str, getkey: Any
-) -> None:
+def test_dense_layers_in_both_forms_are_the_jacobian_squared(form: str, counted: str) -> None:
     network = dense_net()
-    params, gates, x = problem(network, getkey)
+    params, gates, x = problem(network)
     found = by_leaf(network, params, gates, x, counted=counted, form=form, chunk=2)
     assert found == pytest.approx(by_definition(network, params, gates, x, counted), rel=1e-12)
 
 
-@pytest.mark.parametrize("counted", COUNTED)
-@pytest.mark.parametrize("make", [conv_net, long(tied_net), long(turned_net)])
-def test_what_is_no_dense_layer_is_the_jacobian_squared_by_examples(
-    make: Any, counted: str, getkey: Any
-) -> None:
+@pytest.mark.parametrize(
+    ("make", "counted"),
+    [
+        long(window_net, "masked"),
+        long(window_net, "full"),
+        long(conv_net, "masked"),
+        long(turned_net, "full"),
+        long(turned_net, "masked"),
+    ],
+)
+def test_what_is_read_is_in_layer_form_the_jacobian_squared(make: Any, counted: str) -> None:
     network = make()
-    params, gates, x = problem(network, getkey)
+    params, gates, x = problem(network)
+    assert unreadable(network, params, {}, gates, x) == {}
+    found = by_leaf(network, params, gates, x, counted=counted, form="layers")
+    assert found == pytest.approx(by_definition(network, params, gates, x, counted), rel=1e-12)
+
+
+def test_of_shared_weights_the_saliency_is_the_slope_of_the_jacobian_squared() -> None:
+    network = window_net()
+    params, gates, x = problem(network, n=2)
+    value, scores = saliency(network, params, gates, x, form="layers")
+    of = jax.jit(lambda g: jax.jacobian(lambda w: network.apply(w, {}, x))(gated(g, params)))
+
+    def total(by: float) -> float:
+        moved = jax.tree.map(lambda m, d: m * (1 + by * d), gates, along)
+        squares = jax.tree.map(lambda j, m: np.sum((np.asarray(j) * m) ** 2), of(moved), moved)
+        return float(sum(jax.tree.leaves(squares)))
+
+    rng = np.random.default_rng(4)
+    along = jax.tree.map(lambda m: rng.standard_normal(m.shape), gates)
+    assert float(value) == pytest.approx(total(0.0), rel=1e-12)
+    slope = sum(float(np.sum(s * d)) for s, d in zip(*map(jax.tree.leaves, (scores, along))))
+    assert slope == pytest.approx((total(1e-5) - total(-1e-5)) / 2e-5, rel=1e-7)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("make", "counted"),
+    [
+        (window_net, "masked"),
+        (window_net, "full"),
+        (conv_net, "masked"),
+        (conv_net, "full"),
+    ],
+)
+def test_of_shared_weights_layers_and_examples_have_one_saliency(make: Any, counted: str) -> None:
+    """Of five examples in parts of two."""
+    network = make()
+    params, gates, x = problem(network)
+    options = {"counted": counted, "chunk": 2}
+    value, scores = saliency(network, params, gates, x, form="layers", **options)
+    other = saliency(network, params, gates, x, form="examples", **options)
+    assert float(other[0]) == pytest.approx(float(value), rel=1e-12)
+    assert all(np.any(np.asarray(s)) for s in jax.tree.leaves(scores))
+    for a, b in zip(*map(jax.tree.leaves, (scores, other[1])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.max(np.abs(b)))
+
+
+@pytest.mark.long
+def test_little_memory_takes_examples_and_outputs_apart(monkeypatch: Any) -> None:
+    network = window_net()
+    params, gates, x = problem(network)
+    whole, scores = saliency(network, params, gates, x, form="layers")
+    monkeypatch.setattr(kernel, "FELT", 6000.0)
+    monkeypatch.setattr(kernel, "JACOBIAN", 100.0)
+    run = lambda g: kernel.saliency(network, params, {}, g, x, form="layers")
+    assert str(jax.make_jaxpr(run)(gates)).count("scan") > 4
+    parts, other = jax.jit(run)(gates)
+    assert float(parts) == pytest.approx(float(whole), rel=1e-12)
+    for a, b in zip(*map(jax.tree.leaves, (scores, other))):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.max(np.abs(b)))
+
+
+@pytest.mark.parametrize("counted", COUNTED)
+def test_what_cannot_be_read_is_the_jacobian_squared_by_examples(counted: str) -> None:
+    network = tied_net()
+    params, gates, x = problem(network)
     found = by_leaf(network, params, gates, x, counted=counted)
     assert found == pytest.approx(by_definition(network, params, gates, x, counted), rel=1e-12)
 
 
-def test_which_form_it_is_can_be_asked_and_layers_are_refused_with_the_leaf_named(
-    getkey: Any,
-) -> None:
-    params, gates, x = problem(dense_net(), getkey)
+def test_which_form_it_is_can_be_asked_and_layers_are_refused_with_the_leaf_named() -> None:
+    params, gates, x = problem(dense_net())
     assert unreadable(dense_net(), params, {}, gates, x) == {}
-    params, gates, x = problem(conv_net(), getkey)
-    assert list(unreadable(conv_net(), params, {}, gates, x)) == ["conv_1/kernel"]
-    with pytest.raises(SecateurError, match="'conv_1/kernel' is none") as caught:
-        trace(conv_net(), params, {}, gates, x, form="layers")
+    params, gates, x = problem(tied_net())
+    assert unreadable(tied_net(), params, {}, gates, x) == {"one/kernel": "it is used 2 times"}
+    with pytest.raises(
+        SecateurError, match="'one/kernel' it cannot \\(it is used 2 times"
+    ) as caught:
+        trace(tied_net(), params, {}, gates, x, form="layers")
     assert "\n" not in str(caught.value)
     with pytest.raises(SecateurError, match="Did you mean 'masked'"):
-        trace(conv_net(), params, {}, gates, x, counted="maskd")
+        trace(tied_net(), params, {}, gates, x, counted="maskd")
 
 
 @pytest.mark.parametrize(
@@ -164,12 +260,13 @@ def test_which_form_it_is_can_be_asked_and_layers_are_refused_with_the_leaf_name
         long("full", "examples"),
     ],
 )
-def test_the_saliency_is_the_slope_along_each_gate(form: str, counted: str, getkey: Any) -> None:
+def test_the_saliency_is_the_slope_along_each_gate(form: str, counted: str) -> None:
     network = dense_net("tanh")
-    params, gates, x = problem(network, getkey, n=3)
+    params, gates, x = problem(network, n=3)
     options = {"counted": counted, "form": form}
     value, scores = saliency(network, params, gates, x, **options)
-    along = map_mask(lambda m: None if m is None else jax.random.normal(getkey(), m.shape), gates)
+    rng = np.random.default_rng(4)
+    along = map_mask(lambda m: None if m is None else rng.standard_normal(m.shape), gates)
     h = 1e-5
     shifted = lambda by: map_mask(
         lambda m, d: None if m is None else m * (1 + by * d), gates, along
@@ -181,11 +278,9 @@ def test_the_saliency_is_the_slope_along_each_gate(form: str, counted: str, getk
 
 
 @pytest.mark.long
-def test_layers_and_examples_have_one_saliency_through_relu_whatever_the_chunk(
-    getkey: Any,
-) -> None:
+def test_layers_and_examples_have_one_saliency_through_relu_whatever_the_chunk() -> None:
     network = dense_net()
-    params, gates, x = problem(network, getkey)
+    params, gates, x = problem(network)
     value, scores = saliency(network, params, gates, x, form="layers")
     for chunk in (2, 9):
         other = saliency(network, params, gates, x, form="examples", chunk=chunk)
@@ -195,9 +290,9 @@ def test_layers_and_examples_have_one_saliency_through_relu_whatever_the_chunk(
 
 
 @pytest.mark.long
-def test_of_the_full_trace_a_layer_carries_twice_what_is_not_its_own(getkey: Any) -> None:
+def test_of_the_full_trace_a_layer_carries_twice_what_is_not_its_own() -> None:
     network = mlp(7, 6, 5, input_shape=(4,), outputs=3, bias=False)
-    params, gates, x = problem(network, getkey)
+    params, gates, x = problem(network)
     parts = by_leaf(network, params, gates, x, counted="full")
     total, scores = saliency(network, params, gates, x, counted="full")
     for name, s in flatten(scores).items():
@@ -206,9 +301,9 @@ def test_of_the_full_trace_a_layer_carries_twice_what_is_not_its_own(getkey: Any
     assert whole == pytest.approx(2 * 3 * float(total), rel=1e-10)
 
 
-def test_scaling_a_layer_scales_the_parts_of_the_others(getkey: Any) -> None:
+def test_scaling_a_layer_scales_the_parts_of_the_others() -> None:
     network = mlp(7, 6, input_shape=(4,), outputs=3, bias=False)
-    params, gates, x = problem(network, getkey)
+    params, gates, x = problem(network)
     before = by_leaf(network, params, gates, x)
     scaled = {**params, "dense_2": {"kernel": 3.0 * params["dense_2"]["kernel"]}}
     after = by_leaf(network, scaled, gates, x)

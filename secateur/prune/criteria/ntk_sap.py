@@ -135,8 +135,9 @@ class NtkSap(Criterion):
         bn: a key of `BN_MODES`: ``frozen-batch`` takes the statistics of each batch at m * theta
             as constants, for both sides of the difference.
         trace: ``masked``, the published score; ``full`` counts derivatives by pruned weights too.
-        form: of ``exact``: ``layers`` (dense layers, others are refused), ``examples`` (any
-            network, one backward pass for each example and output) or ``auto``.
+        form: of ``exact``: ``layers`` (a backward pass an output; a leaf whose place in the network
+            cannot be read is refused), ``examples`` (any network, one backward pass for each
+            example and output) or ``auto``.
     """
 
     title: ClassVar[str] = "NTK-SAP"
