@@ -1,0 +1,1 @@
+"""What a network has learned: pure functions of weights and activations."""
