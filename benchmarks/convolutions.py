@@ -31,10 +31,11 @@ def one(name: str, batch: int, form: str, repeats: int) -> None:
     import numpy as np
 
     from secateur.networks.registry import network
-    from secateur.structure import canonical
+    from secateur.structure import convolutions
+    from secateur.structure.canonical import canonical
 
     if form == "rewritten":
-        canonical.MOST = 0
+        convolutions.MOST = 0
     net = network(name)
     params, stats = net.init(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -52,7 +53,7 @@ def one(name: str, batch: int, form: str, repeats: int) -> None:
         return jax.lax.fori_loop(0, STEPS, step, params)
 
     make: dict[str, Callable[..., Any]] = {"alone": jax.grad(loss), "loop": loop}
-    call = jax.jit(make.get(form) or canonical.canonical(loop))
+    call = jax.jit(make.get(form) or canonical(loop))
     run = lambda: jax.block_until_ready(call(params))
     compiled = measure.cpu_of(run)
     seconds = min(measure.cpu_of(run) for _ in range(repeats)) / (1 if form == "alone" else STEPS)

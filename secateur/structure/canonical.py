@@ -13,10 +13,8 @@ the bodies of loops and branches, which it builds again. The numbers are the sam
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import partial, reduce, wraps
+from functools import reduce, wraps
 from typing import Any
 
 import jax
@@ -26,13 +24,8 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 from secateur.core.errors import SecateurError
-
-try:
-    from jax.experimental.xla_metadata import set_xla_metadata
-
-    _alone: Callable[[], Any] = lambda: set_xla_metadata(inlineable="false")
-except ImportError:  # the transpositions then fuse, which costs a fifth with batch norm
-    _alone = nullcontext
+from secateur.structure.convolutions import apart as apart
+from secateur.structure.convolutions import convolution, form
 
 # Dissolved where they hold something to rewrite: name of the primitive -> its parameter.
 CALLS = {
@@ -45,10 +38,6 @@ CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-# Transpositions of larger arrays are kept from fusing with what made the array, which would then be
-# computed again in transposed order, with strided access: 30 times what the transposition takes.
-LARGE = 100_000
-MOST = 10  # examples of a kernel's gradient at a time
 
 
 def canonical(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +106,7 @@ def _is_wrong(eqn: Any) -> bool:
     if name == "conv_general_dilated":
         if params.get("out_sharding") is not None:
             return False
-        return tuple(params["dimension_numbers"]) != tuple(_form(eqn.invars[0].aval.ndim))
+        return tuple(params["dimension_numbers"]) != tuple(form(eqn.invars[0].aval.ndim))
     return name == "select_and_scatter_add" and _splits(params)
 
 
@@ -128,23 +117,6 @@ def _splits(params: Any) -> bool:
         and tuple(params["window_dimensions"]) == tuple(params["window_strides"])
         and not np.any(params["padding"])
     )
-
-
-def apart(arrays: Any) -> Any:
-    """The same arrays (a tree of them), written down before anything reads them, on a CPU.
-
-    The backend computes what is elementwise again in each loop that reads it, and one long loop may
-    be far slower than two. Barriers of `jax.lax` are gone before it decides so.
-    """
-    if jax.default_backend() != "cpu":
-        return arrays
-    with _alone():
-        return _same(arrays)
-
-
-@jax.jit
-def _same(arrays: Any) -> Any:
-    return arrays
 
 
 class _Walk:
@@ -185,7 +157,7 @@ class _Walk:
     def equation(self, eqn: Any, args: list[Any]) -> Sequence[Any]:
         name, params = eqn.primitive.name, eqn.params
         if _is_wrong(eqn):
-            rewrite = _convolution if name == "conv_general_dilated" else _unpool
+            rewrite = convolution if name == "conv_general_dilated" else _unpool
             return [rewrite(args[0], args[1], params)]
         if any(self.holds(inner, _is_wrong) for inner in jaxprs_in_params(params)):
             if name in CALLS:
@@ -255,78 +227,7 @@ def _bind(primitive: Any, params: Any, args: Sequence[Any]) -> Sequence[Any]:
     return outs if primitive.multiple_results else [outs]
 
 
-# ---- the two rewritings --------------------------------------------------------------------------
-
-
-def _form(axes: int) -> lax.ConvDimensionNumbers:
-    """Where batch, channels and space stand in the one form: last axis channels; (*space, in, out).
-
-    The three tuples are positions of (N, C, *space), (out, in, *space) and (N, C, *space).
-    """
-    last, space = axes - 1, tuple(range(1, axes - 1))
-    image = (0, last, *space)
-    return lax.ConvDimensionNumbers(image, (last, last - 1, *range(axes - 2)), image)
-
-
-def _part(lhs: Any, rhs: Any, params: Any) -> int:
-    """How many examples of a kernel's gradient go at a time; 0: all, or it is none.
-
-    The gradient for a kernel is a convolution whose channels are the examples and whose kernel is
-    as large as the images. The backend writes down all patches of it: 60 MB for 100 images of
-    32 x 32 with 16 channels. Of ten images they stay in the cache, and the sum over parts takes
-    half to a third of the time; odd numbers do not fill its vectors.
-    """
-    numbers = params["dimension_numbers"]
-    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
-        return 0
-    if numbers.lhs_spec[1] != 0 or numbers.rhs_spec[1] != 0:
-        return 0  # examples are not the first axis, so parts would not lie together
-    space = math.prod(rhs.shape[k] for k in numbers.rhs_spec[2:])
-    if space < 16 or lhs.size <= LARGE:
-        return 0
-    n = lhs.shape[0]
-    return max((k for k in range(8, min(MOST, n // 2) + 1, 2) if n % k == 0), default=0)
-
-
-def _kernel_gradient(lhs: Any, rhs: Any, params: Any, part: int) -> Any:
-    """The sum over parts of the examples."""
-
-    def step(total: Any, examples: Any) -> tuple[Any, None]:
-        lhs, rhs = examples
-        return total + _convolution(lhs, rhs, params), None
-
-    cut = [x.reshape(-1, part, *x.shape[1:]) for x in (lhs, rhs)]
-    out = jax.eval_shape(lambda a, b: _convolution(a, b, params), cut[0][0], cut[1][0])
-    return lax.scan(step, jnp.zeros(out.shape, out.dtype), cut)[0]
-
-
-def _convolution(lhs: Any, rhs: Any, params: Any) -> Any:
-    if part := _part(lhs, rhs, params):
-        return _kernel_gradient(lhs, rhs, params, part)
-    numbers = params["dimension_numbers"]
-    n, c, *space = numbers.lhs_spec
-    lhs = _turn(lhs, (n, *space, c))
-    o, i, *space = numbers.rhs_spec
-    rhs = _turn(rhs, (*space, i, o))
-    kept = {k: v for k, v in params.items() if k != "out_sharding"}
-    out = lax.conv_general_dilated(lhs, rhs, **kept | {"dimension_numbers": _form(lhs.ndim)})
-    n, c, *space = numbers.out_spec
-    return _turn(out, tuple(int(k) for k in np.argsort((n, *space, c))))
-
-
-@partial(jax.jit, static_argnums=1)
-def _transposed(x: Any, order: tuple[int, ...]) -> Any:
-    return lax.transpose(x, order)
-
-
-def _turn(x: Any, order: tuple[int, ...]) -> Any:
-    """Axes in another order; of a large array as an operation of its own."""
-    if tuple(order) == tuple(range(len(order))):
-        return x
-    if math.prod(x.shape) <= LARGE:
-        return lax.transpose(x, order)
-    with _alone():
-        return _transposed(x, tuple(order))
+# ---- pooling ------------------------------------------------------------------------------------
 
 
 def _unpool(source: Any, operand: Any, params: Any) -> Any:

@@ -121,6 +121,70 @@ def test_the_gradient_of_a_kernel_goes_by_parts_of_the_examples(n, stride, x64):
     assert [eqn.params["length"] for eqn in loops] == [n // part]
 
 
+def lengths_and_convolutions(step, *args):
+    """How long the loops of a rewritten program are, and how many convolutions it has."""
+    eqns = list(equations(jax.make_jaxpr(canonical(step))(*args).jaxpr))
+    loops = [e.params["length"] for e in eqns if e.primitive.name == "scan"]
+    return loops, sum(e.primitive.name == "conv_general_dilated" for e in eqns)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "channels", "length"),
+    [
+        (12, 32, 24, 3),  # 1.8 MB of patches an image: six of them would leave the cache
+        (4, 64, 40, 2),  # 11.8 MB: two are the fewest
+        (12, 12, 6, 0),  # .7 MB for all: at once
+        (15, 32, 8, 0),  # no even number divides 15
+    ],
+)
+def test_the_patches_of_a_part_stay_in_the_cache(n, size, channels, length, x64):
+    x, w = drawn(n, size, size, channels), drawn(3, 3, channels, 2, seed=1)
+    step = jax.grad(lambda w, x: jnp.sum(jnp.sin(conv(x, w))))
+    loops, _ = lengths_and_convolutions(step, w, x)
+    assert loops == ([length] if length else [])
+    if n == 12:
+        same(step, w, x)
+
+
+def unpadded(numbers, strides):
+    def step(x, w):
+        call = lambda x: lax.conv_general_dilated(x, w, strides, "VALID", dimension_numbers=numbers)
+        return jax.grad(lambda x: jnp.sum(jnp.sin(call(x))))(x)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("numbers", "image", "kernel"),
+    [
+        (NHWC, (40, 10, 9, 6), (5, 4, 6, 16)),
+        pytest.param(NCHW, (40, 6, 10, 9), (16, 6, 5, 4), marks=pytest.mark.long),
+        (("NHC", "HIO", "NHC"), (90, 40, 4), (17, 4, 20)),
+    ],
+    ids=["NHWC", "NCHW", "one axis"],
+)
+def test_the_gradient_for_the_input_of_a_large_kernel_is_one_product(numbers, image, kernel, x64):
+    """No convolution is left but the one forward, and the numbers are those of JAX."""
+    x, w = drawn(*image), drawn(*kernel, seed=1)
+    step = unpadded(numbers, (1,) * (x.ndim - 2))
+    same(step, x, w)
+    assert lengths_and_convolutions(step, x, w)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("strides", "image", "kernel"),
+    [
+        ((2, 1), (40, 13, 9, 6), (5, 4, 6, 16)),  # with a stride it is not a full convolution
+        ((1, 1), (40, 10, 9, 6), (5, 4, 6, 8)),  # too few channels to pay for the sums
+        ((1, 1), (12, 20, 20, 6), (3, 3, 6, 16)),  # the map grows by a quarter
+        ((1, 1), (4, 10, 9, 6), (5, 4, 6, 16)),  # too small to matter
+    ],
+)
+def test_other_gradients_for_an_input_stay_convolutions(strides, image, kernel):
+    x, w = drawn(*image, dtype=np.float32), drawn(*kernel, seed=1, dtype=np.float32)
+    assert lengths_and_convolutions(unpadded(NHWC, strides), x, w)[1] == 2
+
+
 # ---- programs inside programs --------------------------------------------------------------------
 
 
@@ -338,11 +402,13 @@ def test_pooling_under_vmap_and_in_a_loop(x64):
     same(jax.vmap(step), drawn(3, 2, 4, 4, 2))
 
 
-def test_overlapping_windows_stay_with_the_primitive(x64):
-    step = lambda x: unpool(x, window=(1, 3, 3, 1), stride=(1, 2, 2, 1), padding="SAME")
-    x = drawn(2, 6, 6, 2)
+@pytest.mark.parametrize("window", [3, 2], ids=["overlapping", "padded alone"])
+def test_overlapping_or_padded_windows_stay_with_the_primitive(window, x64):
+    window = (1, window, window, 1)
+    step = lambda x: unpool(x, window=window, stride=(1, 2, 2, 1), padding="SAME")
+    x = drawn(2, 5, 5, 2)
     assert wrong(canonical(step), x) == ["select_and_scatter_add"]
-    np.testing.assert_array_equal(step(x), jax.jit(canonical(step))(x))
+    np.testing.assert_array_equal(jax.jit(step)(x), jax.jit(canonical(step))(x))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="only the CPU's loops are kept apart")
