@@ -1,4 +1,4 @@
-"""CPU seconds of one gradient of a convolutional network, with and without `structure.canonical`.
+"""CPU seconds of gradients of convolutions and poolings, with and without `structure.canonical`.
 
     python benchmarks/convolutions.py [--repeats 3]
 
@@ -6,6 +6,9 @@
 - loop: the same inside a compiled loop, as every training and every round of scoring has it.
 - rewritten: the loop after the pass, gradients of kernels in one piece.
 - parts: the loop after the pass as it is, gradients of kernels by parts of the examples.
+
+Then 2x2 max-pooling with its gradient at batch 60, in the sizes of LeNet-5 and Conv-4: by JAX's
+primitive, the same after the pass, and by slices as the networks here have it.
 
 One thread, batch statistics, random images; programs compiled, best of the repeats.
 """
@@ -22,6 +25,7 @@ import measure
 FORMS = ("alone", "loop", "rewritten", "parts")
 CASES = (("lenet-5-relu", 64), ("resnet-20", 32), ("resnet-20", 128))
 STEPS = 2  # of a loop
+POOLED = ((24, 20), (8, 50), (32, 64), (16, 128))  # side, channels
 
 
 def one(name: str, batch: int, form: str, repeats: int) -> None:
@@ -60,15 +64,55 @@ def one(name: str, batch: int, form: str, repeats: int) -> None:
     measure.answer(cpu=seconds, compile=compiled)
 
 
+def pools(repeats: int) -> None:
+    """The child of the poolings."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax import lax
+
+    from secateur.networks.layers import max_pool
+    from secateur.structure.canonical import canonical
+
+    def primitive(x: Any) -> Any:
+        window = (1, 2, 2, 1)
+        return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
+
+    def both(pool: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Any, g: Any) -> Any:
+            out, pull = jax.vjp(pool, x)
+            return out, pull(g)[0]
+
+        return run
+
+    forms = {
+        "primitive": both(primitive),
+        "rewritten": canonical(both(primitive)),
+        "slices": both(lambda x: max_pool(x, 2)),
+    }
+    rng, found = np.random.default_rng(0), {}
+    for side, channels in POOLED:
+        x = jnp.asarray(rng.standard_normal((60, side, side, channels), np.float32))
+        g = jnp.asarray(rng.standard_normal((60, side // 2, side // 2, channels), np.float32))
+        for form, make in forms.items():
+            call = jax.jit(make)
+            run = lambda call=call, x=x, g=g: jax.block_until_ready(call(x, g))
+            run()
+            name = f"{side} x {side} x {channels}, {form}"
+            found[name] = 1000 * min(measure.cpu_of(run) for _ in range(3 * repeats))
+    measure.answer(milliseconds=found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
+        if asked.child == ["pools"]:
+            return pools(asked.repeats)
         name, batch, form = asked.child
-        one(name, int(batch), form, asked.repeats)
-        return
+        return one(name, int(batch), form, asked.repeats)
     for name, batch in CASES:
         found = {}
         for form in FORMS:
@@ -78,6 +122,9 @@ def main() -> None:
             found[form] = measure.child([*command, "--child", name, str(batch), form])
         told = ", ".join(f"{form} {1000 * f['cpu']:.1f} ms" for form, f in found.items())
         print(f"{name}, batch {batch}: {told}", flush=True)
+    command = [sys.executable, __file__, "--repeats", str(asked.repeats), "--child", "pools"]
+    for form, milliseconds in measure.child(command)["milliseconds"].items():
+        print(f"pooling {form}: {milliseconds:.2f} ms", flush=True)
 
 
 if __name__ == "__main__":

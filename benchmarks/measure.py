@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 ONE_THREAD = {
@@ -64,6 +65,15 @@ def answer(**values: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------ in the parent
+
+
+def environment(folder: str, packages: Sequence[str]) -> str:
+    """The Python of a virtual environment with an opponent's packages; made if it is not there."""
+    python = Path(folder) / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return str(python)
 
 
 def child(command: Sequence[str], env: Mapping[str, str] = ONE_THREAD) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import argparse
 import datetime
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -202,15 +201,6 @@ def write_arrays(case: Case, data: str | None, file: str) -> None:
     np.savez(file, **held)
 
 
-def build(folder: str) -> str:
-    """An environment with neural-tangents; its Python."""
-    python = Path(folder) / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *OPPONENT], check=True)
-    return str(python)
-
-
 def compare(name: str, case: Case, python: str | None, repeats: int, data: str | None) -> Any:
     """One case's arm."""
     import numpy as np
@@ -259,7 +249,7 @@ def main() -> None:
     if asked.child:
         side, name, file, result = asked.child
         return {"ours": ours, "theirs": theirs}[side](CASES[name], file, result)
-    python = build(asked.build) if asked.build else asked.opponent_python
+    python = measure.environment(asked.build, OPPONENT) if asked.build else asked.opponent_python
     if not python and not STORED.exists():
         parser.error("no stored figures of neural-tangents: give --opponent-python or --build")
     arms = {c: compare(c, CASES[c], python, asked.repeats, asked.data) for c in asked.cases}
