@@ -146,6 +146,7 @@ class Job:
                 yield at, to, _half(found, self.settings.outputs) if same and i == j else found
 
     def _factors(self, of: Subject, part: slice, chunk: np.ndarray) -> Factors:
+        self.first.tell(self.how)
         run = of.factors(self.how)
         kept = of.kept(self.how)
         made = []

@@ -3,8 +3,10 @@
 Theta[n, c, m, d] = sum over counted weights e of df_c(x_n)/dw_e df_d(x_m)/dw_e, w = mask * theta:
 what decides how the pruned network begins to train (Jacot, Gabriel & Hongler 2018). Leaves are
 taken in the form that their sites allow (`kernels.factors`), by the rule of the fewest operations
-(`kernels.rules`); `plan` tells which before anything runs. Blocks of examples keep to a stated
-memory; of a symmetric kernel one half is formed, and the other is its mirror image.
+(`kernels.rules`); `plan` tells which before anything runs, and a leaf that takes every example's
+own backward passes is warned of, once a function (`subject.DifferentiatedWarning`). Blocks of
+examples keep to a stated memory; of a symmetric kernel one half is formed, and the other is its
+mirror image.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ again compiles nothing anew.
 from __future__ import annotations
 
 import functools
+import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,13 +27,18 @@ from secateur.structure.sites import Function, Sites, names_of, read_sites, resi
 UNREACHED = "it does not reach the output"
 
 
+class DifferentiatedWarning(UserWarning):
+    """A leaf's place in a function cannot be read, so that its part of a kernel takes longer."""
+
+
 @dataclass
 class Prepared:
-    """A function, what was read of it, and its compiled programs."""
+    """A function, what was read of it, its compiled programs, and leaves that were warned of."""
 
     f: Function
     sites: Sites
     programs: dict[Any, Any] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def program(self, key: Any, make: Callable[[], Any]) -> Any:
         """The compiled program of that key, made where it is asked for the first time."""
@@ -93,11 +100,34 @@ class Subject:
         """In which form each counted leaf's part is taken."""
         return self.prepared.program(("form", self.counted), lambda: _verified(self))
 
+    def tell(self, how: Form) -> None:
+        """Warns, once a function, of leaves that take every example's own backward passes."""
+        new = [name for name in how.rest if name not in self.prepared.told]
+        self.prepared.told.update(new)
+        if not new:
+            return
+        said = [f"{self.shown(name)!r} ({how.sites.why.get(name, UNREACHED)})" for name in new[:5]]
+        more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+        warnings.warn(
+            f"the kernel takes every example's own backward passes for {', '.join(said)}{more}, "
+            "which is slow: ntk.plan tells what each leaf takes, and counted= leaves some out.",
+            DifferentiatedWarning,
+            stacklevel=_outside(),
+        )
+
     def factors(self, how: Form) -> Any:
         """The compiled function (params, x, outputs, kept) -> `Factors`."""
         run = lambda *given: factors(how, self.prepared.f, *given)
         key = ("factors", how.products, how.columns, how.rest)
         return self.prepared.program(key, lambda: jax.jit(canonical(run)))
+
+
+def _outside() -> int:
+    """How far up the caller of the package is, as ``stacklevel`` of who asks."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == "secateur":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _verified(about: Subject) -> Form:
@@ -236,7 +266,7 @@ def subject(
         raise SecateurError(
             f"the outputs are {out.dtype}, which have no derivative; give logits, not decisions."
         )
-    prepared = _prepare(f, params, x)
+    prepared = _prepare(f, params, x, frozenset(name for name in names if name not in wanted))
     reached = tuple(k for k in floats if prepared.sites.why.get(k) != UNREACHED)
     if not reached:
         raise SecateurError("no counted leaf reaches the outputs, so that their kernel is 0.")
@@ -295,14 +325,14 @@ def _masked(params: Any, mask: Any) -> dict[str, np.ndarray]:
     return held
 
 
-def _prepare(f: Function, params: Any, x: Any) -> Prepared:
+def _prepare(f: Function, params: Any, x: Any, fixed: frozenset[str]) -> Prepared:
     try:
         key = (f, _shapes(params), _shapes(resized(x, 2)))
         known = _PREPARED.get(key)
     except TypeError:  # what has no hash is read each time
-        return Prepared(f, read_sites(f, params, x))
+        return Prepared(f, read_sites(f, params, x, fixed))
     if known is None:
-        known = _PREPARED[key] = Prepared(f, read_sites(f, params, x))
+        known = _PREPARED[key] = Prepared(f, read_sites(f, params, x, fixed))
         if len(_PREPARED) > _REMEMBERED:
             _PREPARED.popitem(last=False)
     _PREPARED.move_to_end(key)

@@ -90,6 +90,7 @@ class Sites:
         why: leaf -> why it has none.
         steps: number of equations, by which another reading of the same function is recognised.
         out: number of the value that is the output.
+        fixed: leaves that were read as constants, so that others may be multiplied by them.
     """
 
     names: tuple[str, ...]
@@ -97,6 +98,7 @@ class Sites:
     why: dict[str, str]
     steps: int
     out: int
+    fixed: frozenset[str] = frozenset()
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -261,15 +263,16 @@ def names_of(params: Any) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
 
 
-def _flatten(f: Function, params: Any, x: Any) -> tuple[_Flat, list[int], int]:
+def _flatten(
+    f: Function, params: Any, x: Any, fixed: frozenset[str]
+) -> tuple[_Flat, list[int], int]:
     """The flattened program, the numbers of its arguments, and that of its output."""
     closed = jax.make_jaxpr(f)(params, x)
     flat = _Flat()
     consts = [flat.constant(c) for c in closed.consts]
     args = [flat.value(v.aval.shape) for v in closed.jaxpr.invars]
     names = names_of(params)
-    for number, name in zip(args, names):
-        flat.tags[number] = _Tag(name)
+    flat.tags |= {k: _Tag(name) for k, name in zip(args, names) if name not in fixed}
     flat.fed.update(args[len(names) :])
     (out,) = flat.walk(closed.jaxpr, consts, args)
     return flat, args, out
@@ -280,21 +283,22 @@ def resized(x: Any, n: int) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *np.shape(a)[1:]), a.dtype), x)
 
 
-def read_sites(f: Function, params: Any, x: Any) -> Sites:
+def read_sites(f: Function, params: Any, x: Any, fixed: frozenset[str] = frozenset()) -> Sites:
     """The sites of every leaf of ``params`` in ``f(params, x)``; nothing is computed.
 
     Args:
         f: gives (n, outputs), row k from ``x[k]`` alone.
         params: any tree of arrays (or of their shapes).
         x: an array, or a tree of arrays, with the examples along their first axes.
+        fixed: leaves, by name, that nobody differentiates by: statistics of a norm.
     """
     structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), params)
     numbers = (7, 11)
-    (one, _, out), (two, _, _) = (_flatten(f, structs, resized(x, n)) for n in numbers)
+    (one, _, out), (two, _, _) = (_flatten(f, structs, resized(x, n), fixed) for n in numbers)
     names = names_of(params)
     if [s.name for s in one.steps] != [s.name for s in two.steps]:
         reason = "the program depends on the number of examples"
-        return Sites(names, {}, dict.fromkeys(names, reason), 0, 0)
+        return Sites(names, {}, dict.fromkeys(names, reason), 0, 0, fixed)
 
     def example(value: int) -> int | None:
         """The one axis that has changed with the number of examples, if there is one."""
@@ -330,12 +334,14 @@ def read_sites(f: Function, params: Any, x: Any) -> Sites:
         if len(set(parts)) < len(parts) or any(not p for p in parts[1:]):
             why.setdefault(leaf, f"it is used {len(sites)} times")
     for name in names:
-        if name not in found:
+        if name in fixed:
+            why[name] = "it is a constant"
+        elif name not in found:
             why.setdefault(name, "it does not reach the output")
     found = {leaf: sites for leaf, sites in found.items() if leaf not in why}
     moved = _shared_taps(one, found, readers, out)
     held = {leaf: tuple(replace(s, tap=moved[s.tap]) for s in found[leaf]) for leaf in found}
-    return Sites(names, held, why, len(one.steps), out)
+    return Sites(names, held, why, len(one.steps), out, fixed)
 
 
 def _unfit(
@@ -390,7 +396,7 @@ def run_tapped(
     Raises:
         ValueError: the program is another one than was read.
     """
-    flat, args, out = _flatten(f, params, x)
+    flat, args, out = _flatten(f, params, x, sites.fixed)
     if len(flat.steps) != sites.steps:
         raise ValueError("the program depends on the number of examples")
     values: dict[int, Any] = dict(flat.consts)
@@ -413,10 +419,10 @@ def views(f: Function, params: Any, x: Any, sites: Sites) -> dict[tuple[str, int
 
     A view is linear: ``view(leaf)`` is the operand, ``view(mask)`` the mask in its layout.
     """
-    flat, args, _ = _flatten(f, params, x)
+    flat, args, _ = _flatten(f, params, x, sites.fixed)
     values: dict[int, Any] = dict(flat.consts)
     values.update(zip(args, [*jax.tree.leaves(params), *jax.tree.leaves(x)]))
-    path: dict[int, tuple[Any, ...]] = dict.fromkeys(args[: len(sites.names)], ())
+    path: dict[int, tuple[Any, ...]] = {k: () for k in args if k in flat.tags}
     wanted = {(s.step, s.side): s for found in sites.found.values() for s in found}
     found: dict[tuple[str, int], View] = {}
     for number, step in enumerate(flat.steps):
@@ -444,7 +450,7 @@ def tap_shapes(f: Function, params: Any, x: Any, sites: Sites) -> dict[int, jax.
         return {}
 
     def tapped(params: Any, x: Any) -> dict[int, Any]:
-        flat, args, _ = _flatten(f, params, x)
+        flat, args, _ = _flatten(f, params, x, sites.fixed)
         values: dict[int, Any] = dict(flat.consts)
         values.update(zip(args, [*jax.tree.leaves(params), *jax.tree.leaves(x)]))
         for step in flat.steps:

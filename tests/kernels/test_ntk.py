@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from secateur.core.errors import SecateurError
+from secateur.core.network import Network
 from secateur.core.trees import flatten, map_mask
 from secateur.kernels import job
 from secateur.kernels.ntk import ntk, ntk_blocks, ntk_operator, plan
+from secateur.kernels.subject import DifferentiatedWarning
 from secateur.networks.mlp import mlp
 from secateur.networks.registry import network
 
@@ -214,12 +216,38 @@ def test_any_function_and_a_leaf_that_no_rule_knows(getkey):
     point = {"w": params["w"] * mask["w"], "v": params["v"]}
     rows = jax.jacrev(f)(point, x)
     j = np.concatenate([np.asarray(rows["v"]), np.asarray(rows["w"])[:, :, mask["w"]]], axis=2)
-    found = ntk(f, params, x, mask=mask)
+    assert "w: it goes through exp" in str(plan(f, params, x, mask=mask))
+    with pytest.warns(DifferentiatedWarning, match="for 'w' \\(it goes through exp") as told:
+        found = ntk(f, params, x, mask=mask)
+    assert [Path(w.filename) for w in told] == [Path(__file__)], "once, and of the caller's line"
+    again = ntk(f, params, x, outputs="trace")  # a warning would be an error
+    assert again.counted == found.counted
     close(found.values, right(j, j, "full"))
     lines = {line.leaf: line for line in found.plan.lines}
     assert lines["w"].rule == "differentiated"
     assert "goes through exp" in str(found.plan)
     assert lines["w"].kept == 4
+
+
+def test_the_scale_of_a_norm_is_read_beside_its_statistics():
+    """They are leaves, too, but nobody differentiates by them: no leaf is warned of."""
+
+    def apply(p: Any, stats: Any, x: Any) -> Any:
+        gain = p["scale"] * jax.lax.rsqrt(stats["var"] + 1e-5)
+        return jnp.tanh((x @ p["kernel"] - stats["mean"]) * gain + p["bias"])
+
+    def init(key: Any) -> Any:
+        p = {"kernel": jnp.ones((4, 3)), "scale": jnp.ones(3), "bias": jnp.zeros(3)}
+        return p, {"mean": jnp.arange(3.0), "var": jnp.arange(1.0, 4.0)}
+
+    train = lambda p, s, x, key: (apply(p, s, x), s)
+    net = Network("norm", (4,), 3, init, apply, train)
+    params, stats = weights(net)
+    x = example(3, net)
+    j = jacobian(x, None, net)
+    found = ntk(net, params, x, stats=stats)
+    close(found.values, right(j, j, "full"))
+    assert {line.leaf: line.kind for line in found.plan.lines}["scale"] == "scale"
 
 
 @pytest.mark.long
