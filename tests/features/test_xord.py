@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +42,15 @@ def by_hand(params, x):
 
 def test_the_network_is_the_formula():
     net = network.xord(6, 5, deviation=1.0)
+    x = toys.PATTERNS[np.random.default_rng(0).integers(0, 4, (20, 6))]
 
     @jax.jit
     def all_at_once(key):
         params, stats = net.init(key)
-        x, _ = toys.xord(key, 20)
         same = network.function(params, toys.condensed(toys.present(x)))
-        return params, x, net.apply(params, stats, x), same
+        return params, net.apply(params, stats, x), same
 
-    params, x, found, same = jax.tree.map(np.asarray, all_at_once(jax.random.key(0)))
+    params, found, same = jax.tree.map(np.asarray, all_at_once(jax.random.key(0)))
     assert found.shape == (20, 1)
     np.testing.assert_allclose(found[:, 0], [by_hand(params, each) for each in x], rtol=1e-5)
     np.testing.assert_allclose(same, found[:, 0], rtol=1e-5)  # what repeats adds nothing
@@ -149,33 +150,42 @@ def test_descent_stops_where_nothing_moves_and_takes_every_step_before():
     done = training.separate(right, whole, y, rate=rate, steps=steps, mask=every, rows=4)
     assert int(done.steps) == 0
     assert bool(done.fitted)
-    with pytest.raises(SecateurError, match="divisor"):
-        training.separate(start, x, y, rate=rate, steps=10, rows=3)
 
 
-def outcome(key, start, rate, mask, steps):
-    """Whether 12 examples are fitted, whether anything is mistaken, and how the filters lie."""
-    x, y = toys.xord(key, 12)
-    run = training.separate(start, x, y, rate=rate, steps=steps, mask=mask)
-    angle = measures.gathered(run.params["for"]["kernel"]).angle
-    return run.fitted, jnp.any(measures.mistaken(run.params)), angle
-
-
-def test_wide_networks_that_fit_err_less_often():
-    """Few seeds and a twentieth of the steps; both widths are lanes of one program."""
-    seeds, widest = 24, 16
+@partial(jax.jit, static_argnames=["widest"])
+def world(keys, filters, widest):
+    """Starts of so many filters, those beyond them 0, and 12 examples, one lane a key."""
 
     def one(key, k):
         a, b = jax.random.split(key)
         start = network.draw(a, widest, 1 / (410 * 16 * k**1.5))
-        mask = jax.tree.map(lambda w: jnp.broadcast_to(jnp.arange(widest) < k, w.shape), start)
-        return outcome(b, start, 4 / (410 * k), mask, 1200)
+        start = jax.tree.map(lambda w: jnp.where(jnp.arange(widest) < k, w, 0), start)
+        return start, *toys.xord(b, 12)
 
-    keys = jax.random.split(jax.random.key(0), seeds)
-    widths = jnp.array([2.0, 16.0])
-    every = jax.jit(jax.vmap(jax.vmap(one, (0, None)), (None, 0)))(keys, widths)
-    fitted, wrong, angle = map(np.asarray, every)
-    assert np.all(fitted.sum(axis=1) >= seeds // 2)
+    return jax.vmap(one)(keys, filters)
+
+
+def outcome(widths, seeds, steps=training.STEPS):
+    """Whether seeds of each width fit, whether they err, mean angles: each (widths, seeds)."""
+    lanes = np.repeat(np.array(widths, np.float32), seeds)
+    keys = jax.random.split(jax.random.key(0), len(lanes))
+    starts, x, y = world(keys, lanes, max(widths))
+    run = training.separate_lanes(starts, x, y, rates=4 / (410 * lanes), steps=steps)
+
+    @jax.jit
+    @jax.vmap
+    def read(params):
+        angle = measures.gathered(params["for"]["kernel"]).angle
+        return jnp.any(measures.mistaken(params)), angle
+
+    found = run.fitted, *read(run.params)
+    return [np.asarray(each).reshape(len(widths), seeds) for each in found]
+
+
+def test_wide_networks_that_fit_err_less_often():
+    """Few seeds and a twentieth of the steps; both widths are lanes of one program."""
+    fitted, wrong, angle = outcome((2, 16), 32, steps=1200)
+    assert np.all(fitted.sum(axis=1) >= 16)
     narrow, wide = (wrong[i][fitted[i]].mean() for i in range(2))
     assert narrow > 0.8
     assert wide < 0.5
@@ -183,24 +193,37 @@ def test_wide_networks_that_fit_err_less_often():
 
 
 @pytest.mark.long
+def test_lanes_that_rest_are_taken_out_and_come_back_in_their_places():
+    keys = jax.random.split(jax.random.key(0), 3)
+    starts, x, y = world(keys, np.full(3, 4, np.float32), 4)
+    starts = jax.tree.map(lambda w: 300 * w, starts)
+    told = {"rates": np.array([0.05, 0.02, 0.001], np.float32), "steps": 400}
+    whole = training.separate_lanes(starts, x, y, **told, stage=400)
+    parts = training.separate_lanes(starts, x, y, **told, stage=100)
+    np.testing.assert_array_equal(whole.steps, parts.steps)
+    assert whole.steps[0] < 300 < whole.steps[2] == 400
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole.loss, parts.loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.long
+def test_the_chance_of_having_explored():
+    k, seeds = 5, 3000
+    starts, _, _ = world(jax.random.split(jax.random.key(7), seeds), np.full(seeds, k, float), k)
+    share = float(jnp.mean(jax.jit(jax.vmap(measures.explored))(starts)))
+    chance = measures.chance_explored(k)
+    assert abs(share - chance) < 4 * np.sqrt(chance * (1 - chance) / seeds)
+
+
+@pytest.mark.long
 def test_the_law_of_width_over_200_seeds():
     """P(test error > 0 | fit): above .8 at k = 2, falling, below .3 at k = 32."""
-
-    def many(k):
-        def one(key):
-            a, b = jax.random.split(key)
-            start = network.draw(a, k)
-            found = outcome(b, start, training.usual_rate(k), None, training.STEPS)
-            return *found, measures.explored(start)
-
-        return map(np.asarray, jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 200)))
-
     found = {}
     for k in (2, 8, 32):
-        fitted, wrong, _, explored = many(k)
+        fitted, wrong, _ = outcome((k,), 200)
         found[k] = wrong[fitted].mean()
-        chance = measures.chance_explored(k)
-        assert abs(explored.mean() - chance) < 4 * np.sqrt(chance * (1 - chance) / 200) + 1e-3
-    assert found[2] > 0.8
-    assert found[2] > found[8] > found[32]
-    assert found[32] < 0.3
+    narrow, middle, wide = found.values()
+    assert narrow > 0.8
+    assert narrow > middle > wide
+    assert wide < 0.3

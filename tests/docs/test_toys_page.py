@@ -1,0 +1,11 @@
+"""The page on toy worlds runs, block by block."""
+
+from __future__ import annotations
+
+import pytest
+from test_pages import run
+
+
+@pytest.mark.long
+def test_the_page_on_toy_worlds_runs() -> None:
+    assert run("docs/toys.md") == 5
