@@ -43,12 +43,14 @@ def rows(path: Path) -> list[Row]:
 
 def stored(path: Path, name: str, preset: str, seeds: int | None, sets: list[str]) -> Any:
     """The rows of a store that a request asks for, as far as they are there, and its fields."""
+    from secateur.lab.cells import rows_of
     from secateur.lab.store import Store
     from secateur.studies.plan import plan
 
     store, (part,) = Store(path, create=False), plan(name, preset, seeds, sets=sets).parts
     cells = [asked for asked in part.cells if store.has(asked)]
-    found = [{**store.read(asked).values, "seed": asked.seed} for asked in cells]
+    read = [(asked.seed, row) for asked in cells for row in rows_of(store.read(asked).values)]
+    found = [{**row, "seed": seed} for seed, row in read]
     return found, msgspec.to_builtins(part.fields)
 
 

@@ -269,8 +269,9 @@ def _pages(
     from secateur.report import build, page
 
     for part in planned.parts:
+        known = getattr(part.fields, "dataset", None)
         try:
-            data = load(part.fields.dataset, download=False)
+            data = load(known, download=False) if known else None
         except SecateurError:  # a report needs the store alone; it then shows no sample images
             data = None
         view = build.view(planned.study, part.fields, part.cells, store, data, part.command)

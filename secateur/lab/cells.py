@@ -106,6 +106,18 @@ class Result:
 Work: TypeAlias = Callable[[Cell, Mapping[str, Result]], Generator[Any, Any, Result]]
 
 
+def rows_of(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows that a cell stands for: its values, or one for each of the list ``"rows"`` in them.
+
+    A cell that computes many small things at once (lanes of a toy) lists what differs between them
+    there; the values beside the list are of all of them.
+    """
+    if "rows" not in values:
+        return [dict(values)]
+    shared = {name: value for name, value in values.items() if name != "rows"}
+    return [{**shared, **row} for row in values["rows"]]
+
+
 def canonical(value: object) -> str:
     """JSON with sorted keys and no spaces; floats by repr, so that 0.1 stays 0.1.
 

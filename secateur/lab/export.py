@@ -1,4 +1,4 @@
-"""A tidy table of a study's results, for pandas or R: one row a cell, or one a curve's point."""
+"""A tidy table of a study's results, for pandas or R: a cell's rows, or one a curve's point."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from secateur.core.errors import SecateurError
+from secateur.lab.cells import rows_of
 from secateur.lab.store import Entry, Store
 
 FORMATS = (".csv", ".json", ".parquet")
@@ -19,17 +20,21 @@ _MADE = ("seconds_cpu", "seconds_wall", "executor", "device", "threads", "finish
 
 
 def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """One row a cell: study, place, seed, fields, values and checks, nested names joined by dots.
+    """A cell's rows: study, place, seed, fields, values and checks, nested names joined by dots.
 
-    Lists (curves) are left out; see `curve_rows`.
+    Lists (curves) are left out; see `curve_rows`. Seconds are of the whole cell, in its first row.
     """
-    return [
-        {**_head(entry, entry.values), **_numbers("", entry.values)}
-        | _numbers("checks.", entry.checks)
-        | _numbers("", {name: entry.made.get(name) for name in _MADE})
-        | {"address": entry.address}
-        for entry in entries
-    ]
+    made = []
+    for entry in entries:
+        for number, values in enumerate(rows_of(entry.values)):
+            known = _MADE if not number else [name for name in _MADE if "seconds" not in name]
+            made.append(
+                {**_head(entry, values), **_numbers("", values)}
+                | _numbers("checks.", entry.checks)
+                | _numbers("", {name: entry.made.get(name) for name in known})
+                | {"address": entry.address}
+            )
+    return made
 
 
 def curve_rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:

@@ -13,12 +13,13 @@ from secateur import __version__
 from secateur.core.errors import SecateurError
 from secateur.data.examples import Dataset
 from secateur.data.registry import DATASETS
-from secateur.lab.cells import Cell
+from secateur.lab.cells import Cell, rows_of
 from secateur.lab.store import Damaged, Store
 from secateur.report.claims import judged
 from secateur.report.view import View
 
 SAMPLES = 20
+DRAWN = "drawn by key"  # the data of a study that reads none
 
 
 def view(
@@ -43,7 +44,7 @@ def view(
     entries = {entry.address: entry for entry in store.entries(study.name)}
     rows: list[dict[str, Any]] = []
     images: list[np.ndarray | None] = []
-    damaged = 0
+    damaged = found = 0
     for cell in cells:
         entry = entries.get(cell.address)
         if entry is None:
@@ -53,16 +54,13 @@ def view(
         except Damaged:
             damaged += 1
             continue
-        rows.append(
-            {
-                **result.values,
-                "seed": cell.seed,
-                "address": cell.address,
-                "checks": result.checks,
-                "made": entry.made,
-            }
-        )
-        images.append(result.arrays.get("inputs_alive"))
+        # Checks and times are of the cell: they stand in the first of its rows.
+        about = {"checks": result.checks, "made": entry.made}
+        for values in rows_of(result.values):
+            rows.append({**values, "seed": cell.seed, "address": cell.address, **about})
+            images.append(result.arrays.get("inputs_alive"))
+            about = {"checks": {}, "made": {}}
+        found += 1
     for row in rows if hasattr(study, "cross_checks") else ():
         row["checks"] = {**row["checks"], **study.cross_checks(row, rows)}
     if not rows:
@@ -71,10 +69,11 @@ def view(
             f"make them with: {command}"
         )
     described = _described(fields)
-    title = DATASETS[fields.dataset].title
+    known = getattr(fields, "dataset", None)
+    title = DATASETS[known].title if known else DRAWN
     verdicts = [(m.claim, m.verdict(rows, described)) for m in study.claims]
     notes = list(study.notes(rows, fields))
-    missing = len(cells) - len(rows)
+    missing = len(cells) - found
     if missing:
         notes.insert(
             0, f"{missing} of {len(cells)} cells are not there yet; this page shows the rest."
@@ -85,7 +84,7 @@ def view(
         study=study.name,
         title=study.title,
         sentence=study.sentence(rows, fields, title),
-        data=f"{title} ({data.source})" if data else f"{title} (not at hand here)",
+        data=f"{title} ({data.source})" if data else title + " (not at hand here)" * bool(known),
         command=command,
         rows=rows,
         figures=study.figures,

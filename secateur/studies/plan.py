@@ -111,7 +111,8 @@ def plan(
     made = variants(base, sets, grids)
     for fields in made:
         module.check(fields)
-        entry = lookup("data set", fields.dataset, DATASETS)
+        known = getattr(fields, "dataset", None)  # toys draw their own data
+        data = lookup("data set", known, DATASETS).sha256 if known else ""
         numbers = range(first_seed, first_seed + count)
         differing = _differing(base, fields)
         words = [f"secateur run {name} --preset {preset} --seeds {count}"]
@@ -121,7 +122,7 @@ def plan(
             Part(
                 name if len(made) == 1 else "-".join([name, *_axes(grids, fields)]),
                 fields,
-                module.cells(fields, numbers, entry.sha256),
+                module.cells(fields, numbers, data),
                 " ".join(words),
             )
         )

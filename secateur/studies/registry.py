@@ -14,6 +14,7 @@ STUDIES: dict[str, str] = {
     "ntt": "secateur.studies.ntt",
     "ntt-outputs": "secateur.studies.ntt_outputs",
     "kernel-watch": "secateur.studies.kernel_watch",
+    "lazy-toy": "secateur.studies.lazy_toy",
 }
 
 
