@@ -9,7 +9,7 @@ mean zero over the examples: ``H K H`` with ``H = 1 - 11^T/N`` over the examples
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ ALIGNMENTS = {
     "plain": "<K, L> / (|K| |L|) (Cristianini et al. 2001)",
     "centred": "of the centred kernels (Cortes, Mohri & Rostamizadeh 2012, definition 4); the same "
     "as linear CKA of features (Kornblith et al. 2019)",
+    "column": "of kernels less their column means alone, H K: the code published with Kumar et al. "
+    "2023 does this where their text centres nothing",
     "unbiased": "of centred kernels without their diagonals, an unbiased estimate of HSIC above "
     "and below (Song et al. 2012; Nguyen, Raghu & Kornblith 2021); may be negative",
 }
@@ -41,7 +43,7 @@ def kernel_alignment(first: Any, second: Any, *, form: str = "centred") -> float
     0.8944271909999159
 
     Args:
-        form: "centred", "plain" or "unbiased"; see ALIGNMENTS.
+        form: "centred", "plain", "column" (both kernels) or "unbiased"; see ALIGNMENTS.
 
     Raises:
         SecateurError: for kernels of different shapes, or one that is zero in this form.
@@ -49,19 +51,9 @@ def kernel_alignment(first: Any, second: Any, *, form: str = "centred") -> float
     lookup("form of alignment", form, ALIGNMENTS)
     k, l = _pair(first, second)
     if form == "unbiased":
-        inner = _hsic
-        if k.ndim == 4:
-            raise SecateurError(
-                "the unbiased alignment is of (N, N) kernels and was given [N, C, N, C]; take the "
-                "mean over outputs, or form='centred'."
-            )
-        if len(k) < 4:
-            raise SecateurError(f"the unbiased alignment takes at least 4 examples, not {len(k)}.")
-    else:
-        inner = _inner
-        if form == "centred":
-            k, l = centred(k), centred(l)
-    return _cosine(inner(k, l), inner(k, k), inner(l, l))
+        return _cosine(hsic(k, l), hsic(k, k), hsic(l, l))
+    k, l = _CENTRES[form](k), _CENTRES[form](l)
+    return _cosine(_inner(k, l), _inner(k, k), _inner(l, l))
 
 
 def target_alignment(
@@ -76,16 +68,18 @@ def target_alignment(
     Args:
         kernel: of N examples, in any of the three forms.
         y: (N, C), targets.
-        form: "plain", or "centred": kernel and targets (Cortes et al. 2012).
+        form: "plain", as Kumar et al. print it and call it CKA; "centred": kernel and targets
+            (Cortes et al. 2012); "column": the kernel less its column means and the targets less
+            their mean, which is what the code published with Kumar et al. computes; as the kernel's
+            rows are not centred its norm is larger, and the number smaller, than with "centred";
+            "unbiased": of an (N, N) kernel with Y Y^T, ``targets="gram"`` where C > 1. With and
+            without centring the alignment may change in opposite directions.
         targets: "stacked" or "gram"; see TARGETS. They agree for C = 1.
 
     Raises:
         SecateurError: for shapes that do not fit, or a kernel or targets that are zero.
     """
-    if form not in ("plain", "centred"):
-        raise SecateurError(
-            f"there is no form {form!r} of target alignment. Known: centred, plain."
-        )
+    lookup("form of alignment", form, ALIGNMENTS)
     lookup("alignment with targets", targets, TARGETS)
     k, y = _read("kernel", kernel), np.asarray(y, np.float64)
     if y.ndim != 2:
@@ -98,8 +92,15 @@ def target_alignment(
             f"the kernel has shape {k.shape}; for {n} examples with {c} outputs expected "
             f"{(n, c, n, c)}, {(n * c, n * c)} or {(n, n)}."
         )
-    if form == "centred":
-        k, y = centred(k), y - y.mean(axis=0)
+    if form == "unbiased":
+        if targets == "stacked" and c > 1:
+            raise SecateurError(
+                "the unbiased alignment with several outputs is of kernels; take targets='gram'."
+            )
+        gram = y @ y.T
+        return _cosine(hsic(k, gram), hsic(k, k), hsic(gram, gram))
+    if form != "plain":
+        k, y = _CENTRES[form](k), y - y.mean(axis=0)
     if targets == "gram":
         if k.ndim == 4:
             raise SecateurError(
@@ -120,6 +121,19 @@ def centred(kernel: Any) -> np.ndarray:
     for axis in examples:
         k = k - k.mean(axis=axis, keepdims=True)
     return k
+
+
+def column_centred(kernel: Any) -> np.ndarray:
+    """H K: each column less its mean, output by output for ``[N, C, M, C]``. Not symmetric."""
+    k = np.asarray(kernel, np.float64)
+    return k - k.mean(axis=0, keepdims=True)
+
+
+_CENTRES: dict[str, Callable[[Any], np.ndarray]] = {
+    "plain": lambda k: k,
+    "centred": centred,
+    "column": column_centred,
+}
 
 
 def kernel_distance(kernel: Any, start: Any, *, form: str = "frobenius") -> float:
@@ -233,9 +247,23 @@ def _inner(k: np.ndarray, l: np.ndarray) -> float:
     return float(np.vdot(k, l))
 
 
-def _hsic(k: np.ndarray, l: np.ndarray) -> float:
-    """n (n - 3) times the unbiased estimate of HSIC (Song et al. 2012, equation 5)."""
+def hsic(first: Any, second: Any) -> float:
+    """n (n - 3) times the unbiased estimate of HSIC (Song et al. 2012, equation 5).
+
+    Over batches of examples, sums of it may be taken before they are divided: see `features.cka`.
+
+    Raises:
+        SecateurError: for kernels of different shapes, of fewer than 4 examples, or [N, C, N, C].
+    """
+    k, l = _pair(first, second)
     n = len(k)
+    if k.ndim == 4:
+        raise SecateurError(
+            "the unbiased alignment is of (N, N) kernels and was given [N, C, N, C]; take the "
+            "mean over outputs, or form='centred'."
+        )
+    if n < 4:
+        raise SecateurError(f"the unbiased alignment takes at least 4 examples, not {n}.")
     k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))
     ones = k.sum() * l.sum() / ((n - 1) * (n - 2))
     return float(np.vdot(k, l.T) + ones - 2 / (n - 2) * (k.sum(axis=0) @ l.sum(axis=1)))

@@ -263,7 +263,7 @@ def names_of(params: Any) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
 
 
-def _flatten(
+def flattened(
     f: Function, params: Any, x: Any, fixed: frozenset[str]
 ) -> tuple[_Flat, list[int], int]:
     """The flattened program, the numbers of its arguments, and that of its output."""
@@ -294,7 +294,7 @@ def read_sites(f: Function, params: Any, x: Any, fixed: frozenset[str] = frozens
     """
     structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), params)
     numbers = (7, 11)
-    (one, _, out), (two, _, _) = (_flatten(f, structs, resized(x, n), fixed) for n in numbers)
+    (one, _, out), (two, _, _) = (flattened(f, structs, resized(x, n), fixed) for n in numbers)
     names = names_of(params)
     if [s.name for s in one.steps] != [s.name for s in two.steps]:
         reason = "the program depends on the number of examples"
@@ -396,7 +396,7 @@ def run_tapped(
     Raises:
         ValueError: the program is another one than was read.
     """
-    flat, args, out = _flatten(f, params, x, sites.fixed)
+    flat, args, out = flattened(f, params, x, sites.fixed)
     if len(flat.steps) != sites.steps:
         raise ValueError("the program depends on the number of examples")
     values: dict[int, Any] = dict(flat.consts)
@@ -419,7 +419,7 @@ def views(f: Function, params: Any, x: Any, sites: Sites) -> dict[tuple[str, int
 
     A view is linear: ``view(leaf)`` is the operand, ``view(mask)`` the mask in its layout.
     """
-    flat, args, _ = _flatten(f, params, x, sites.fixed)
+    flat, args, _ = flattened(f, params, x, sites.fixed)
     values: dict[int, Any] = dict(flat.consts)
     values.update(zip(args, [*jax.tree.leaves(params), *jax.tree.leaves(x)]))
     path: dict[int, tuple[Any, ...]] = {k: () for k in args if k in flat.tags}
@@ -450,7 +450,7 @@ def tap_shapes(f: Function, params: Any, x: Any, sites: Sites) -> dict[int, jax.
         return {}
 
     def tapped(params: Any, x: Any) -> dict[int, Any]:
-        flat, args, _ = _flatten(f, params, x, sites.fixed)
+        flat, args, _ = flattened(f, params, x, sites.fixed)
         values: dict[int, Any] = dict(flat.consts)
         values.update(zip(args, [*jax.tree.leaves(params), *jax.tree.leaves(x)]))
         for step in flat.steps:

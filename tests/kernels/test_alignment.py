@@ -54,7 +54,7 @@ def test_unbiased_alignment_is_the_mean_over_distinct_examples() -> None:
 
 def test_alignment_keeps_to_its_laws() -> None:
     k, l = FEATURES @ FEATURES.T, OTHERS @ OTHERS.T
-    for form in ("plain", "centred", "unbiased"):
+    for form in ("plain", "centred", "column", "unbiased"):
         assert kernel_alignment(k, k, form=form) == pytest.approx(1, abs=1e-14)
         one = kernel_alignment(k, l, form=form)
         assert kernel_alignment(3 * l, 0.1 * k, form=form) == pytest.approx(one, rel=1e-12)
@@ -71,6 +71,33 @@ def test_centring_of_several_outputs_is_that_of_their_features() -> None:
     mean_free = (each - each.mean(0)).reshape(N * C, -1)
     found = centred((ROWS @ ROWS.T).reshape(N, C, N, C))
     np.testing.assert_allclose(found.reshape(N * C, -1), mean_free @ mean_free.T, atol=1e-13)
+
+
+def test_column_centring_is_one_sided() -> None:
+    """Kumar et al.'s published code, written out: K - K.mean(0), y less its mean."""
+    k, y = FEATURES @ FEATURES.T, Y[:, 0] - Y[:, 0].mean()
+    less = k - k.mean(0)
+    right = y @ less @ y / (np.linalg.norm(less) * np.linalg.norm(y) ** 2)
+    assert target_alignment(k, Y[:, :1], form="column") == pytest.approx(right, rel=1e-13)
+    assert right < target_alignment(k, Y[:, :1], form="centred")
+    # Output by output of a kernel between outputs: the first features are centred.
+    rows = ROWS.reshape(N, C, -1)
+    full = np.einsum("ncp,mdp->ncmd", rows - rows.mean(0), rows).reshape(N * C, -1)
+    y = (Y - Y.mean(0)).reshape(-1)
+    right = y @ full @ y / (np.linalg.norm(full) * (y @ y))
+    assert target_alignment(ROWS @ ROWS.T, Y, form="column") == pytest.approx(right, rel=1e-12)
+
+
+def test_unbiased_target_alignment_has_mean_zero_for_labels_by_chance() -> None:
+    kernel = FEATURES @ FEATURES.T
+    every = [Y[:, 0][np.roll(RNG.permutation(N), k)] for k in range(3000)]
+    found = [target_alignment(kernel, y[:, None], form="unbiased") for y in every]
+    biased = [target_alignment(kernel, y[:, None], form="centred") for y in every]
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(len(found))
+    assert np.mean(biased) > 0.2
+    assert target_alignment(kernel, Y, form="unbiased", targets="gram") == pytest.approx(
+        kernel_alignment(kernel, Y @ Y.T, form="unbiased"), rel=1e-13
+    )
 
 
 def test_target_alignment_of_the_targets_themselves_is_one() -> None:
@@ -143,7 +170,9 @@ def test_what_does_not_fit_is_refused() -> None:
         kernel_distance(k, 0 * k)
     with pytest.raises(SecateurError, match="for 3 examples with 3 outputs expected"):
         target_alignment(k, Y[:3])
-    with pytest.raises(SecateurError, match="no form 'unbiased'"):
+    with pytest.raises(SecateurError, match="no form of alignment 'cka'"):
+        target_alignment(k, Y, form="cka")
+    with pytest.raises(SecateurError, match="take targets='gram'"):
         target_alignment(k, Y, form="unbiased")
     with pytest.raises(SecateurError, match="times rising"):
         velocity([k, k], [1.0, 1.0])
