@@ -37,6 +37,11 @@ SHAPES = (
 )
 
 
+def turned(place: int, shift: int = 3) -> int:
+    """The dash or marker of a branch; the ninth colour is the first again, its dash is another."""
+    return (place + shift * (place // len(DASHES))) % len(DASHES)
+
+
 @dataclass(frozen=True)
 class Theme:
     """What a drawing looks like apart from its data."""
@@ -242,8 +247,8 @@ def _scales(
     labels = {branch.name: branch.label for branch in branches(view)}
     place = colours(view)
 
-    def pick(choices: Any) -> list[Any]:
-        return [choices[place[name] % len(choices)] for name in names]
+    def pick(choices: Any, shift: int = 0) -> list[Any]:
+        return [choices[turned(place[name], shift) % len(choices)] for name in names]
 
     legend: Any = None
     if not theme.on_page:
@@ -274,10 +279,10 @@ def _scales(
         "labels": labels,
         "colour": alt.Color("branch:N", scale=branch, legend=legend),
         "dash": alt.StrokeDash(
-            "branch:N", scale=alt.Scale(domain=names, range=pick(DASHES)), legend=None
+            "branch:N", scale=alt.Scale(domain=names, range=pick(DASHES, 3)), legend=None
         ),
         "shape": alt.Shape(
-            "branch:N", scale=alt.Scale(domain=names, range=pick(SHAPES)), legend=legend
+            "branch:N", scale=alt.Scale(domain=names, range=pick(SHAPES, 3)), legend=legend
         ),
         "x": alt.X("x:Q", scale=_x_scale(curves), axis=_x_axis(curves, every)),
         "y": alt.Y("y:Q", **y),

@@ -31,7 +31,13 @@ def build(view: View) -> str:
     context = {
         "view": view,
         "branches": [
-            {"name": b.name, "label": b.label, "sentence": b.sentence, "colour": place[b.name] % 8}
+            {
+                "name": b.name,
+                "label": b.label,
+                "sentence": b.sentence,
+                "colour": place[b.name] % 8,
+                "dash": charts.turned(place[b.name]),
+            }
             for b in branches(view)
         ],
         "seeds": sorted({run.seed for run in every}),
@@ -116,7 +122,8 @@ def facts(view: View, every: Sequence[Run]) -> list[str]:
     if densities and min(densities) < 1:
         words[-1] += f", down to {numbers.percent(min(densities))} of the weights"
     trainings = sum("last" in row for row in view.rows)  # other cells only measure
-    words.append(numbers.many(trainings, "network") + " trained")
+    if trainings:
+        words.append(numbers.many(trainings, "network") + " trained")
     cpu = [s for row in view.rows if (s := number(row, "made.seconds_cpu")) is not None]
     if cpu:
         words.append(f"{numbers.seconds(sum(cpu))} of CPU time")
@@ -139,16 +146,10 @@ def figure(view: View, curves: Curves) -> dict[str, Any]:
             if point is None:
                 cells.append("–")
                 continue
-            y = (
-                numbers.percent(point.y, 2)
-                if curves.percent_y
-                else numbers.plain(round(point.y, 1))
-            )
+            y = numbers.percent(point.y, 2) if curves.percent_y else numbers.measured(point.y)
             if point.low is not None and point.high is not None:
                 half = (point.high - point.low) / 2
-                y += " ± " + (
-                    f"{100 * half:.2f}" if curves.percent_y else numbers.plain(round(half, 1))
-                )
+                y += " ± " + (f"{100 * half:.2f}" if curves.percent_y else numbers.measured(half))
             cells.append(y)
         lines.append({"level": step, "x": x, "cells": cells})
     seeds = {point.n for point in middle}

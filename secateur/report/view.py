@@ -17,10 +17,11 @@ Row = Mapping[str, Any]
 class View:
     """Everything one page needs.
 
-    A *row* is one cell, or one of the rows that it lists: its values (``branch``, ``level``, ``density``, ``alive_by_layer``, ...),
-    with ``seed``, ``address``, ``checks`` ({name: held}) and ``made`` ({"seconds_cpu": ..., ...})
-    beside them. The first figure's ``colour`` names the field that, with ``seed``, makes a run. A
-    run without a level 0 borrows that of another run of its seed: they share it.
+    A *row* is one cell, or one of the rows that it lists: its values (``branch``, ``level``,
+    ``density``, ``alive_by_layer``, ...), with ``seed``, ``address``, ``checks`` ({name: held}) and
+    ``made`` ({"seconds_cpu": ..., ...}) beside them. The first figure's ``colour`` names the field
+    that, with ``seed``, makes a run. A run without a level 0 borrows that of another run of its
+    seed: they share it.
 
     A *claim* is a mapping with ``id``, ``source``, ``statement``, ``verdict`` ("reproduced", "not
     reproduced" or "too few seeds to tell") and, where known, ``paper`` (a number or words),

@@ -43,6 +43,7 @@ figures = (
         "outputs of the kernel's images.",
         y="kernel.drift",
         y_title="relative change",
+        y_log=True,
         **_STEP,
     ),
     Curves(

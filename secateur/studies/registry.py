@@ -15,6 +15,7 @@ STUDIES: dict[str, str] = {
     "ntt-outputs": "secateur.studies.ntt_outputs",
     "kernel-watch": "secateur.studies.kernel_watch",
     "lazy-toy": "secateur.studies.lazy_toy",
+    "xord": "secateur.studies.xord",
 }
 
 
