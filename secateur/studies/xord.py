@@ -220,14 +220,12 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
 
 def notes(rows: Sequence[Row], fields: Any) -> list[str]:
     """What a reader must know to read the numbers rightly."""
-    told = (
+    share = 100 * fields.diverse**fields.examples
+    said = (
         "A diverse positive input contains all four patterns, a diverse negative both of its own; "
     )
-    share = 100 * fields.diverse**fields.examples
-    return [
-        f"{told}an example is one with probability {fields.diverse:g}, all of them are in {share:.0f} % "
-        "of the networks."
-    ]
+    said += f"an example is one with probability {fields.diverse:g}, all are in {share:.0f} % of "
+    return [said + "the networks."]
 
 
 def check(fields: Fields) -> None:
