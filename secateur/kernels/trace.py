@@ -81,7 +81,7 @@ def by_leaf(
 ) -> dict[str, jax.Array]:
     """Each counted leaf's part of the trace; they sum to it. Differentiable by the gates.
 
-    Under ``jit``, convolutions are fastest inside `structure.canonical.canonical`.
+    Under ``jit``, `structure.canonical.canonical` makes most convolutions faster.
 
     Args:
         network: its ``apply`` is taken: row n of the outputs depends on ``x[n]`` alone.
