@@ -28,7 +28,7 @@ from secateur.core.keys import Key, fold
 from secateur.core.network import Network
 from secateur.core.trees import Mask, flatten, unflatten
 from secateur.kernels.ensemble import DenseEnsemble
-from secateur.kernels.infinite import analytic_kernels
+from secateur.kernels.infinite import analytic_kernels, masked_kernels
 from secateur.kernels.ntk import ntk
 from secateur.structure.chain import Chain, chain
 from secateur.structure.flow import flow
@@ -233,7 +233,13 @@ def _trace(kernel: np.ndarray) -> float:
 
 
 def over_width(
-    ensemble: DenseEnsemble, widths: Sequence[int], x: Any, *, key: Key, draws: int = 50
+    ensemble: DenseEnsemble,
+    widths: Sequence[int],
+    x: Any,
+    *,
+    key: Key,
+    draws: int = 50,
+    mask: Callable[[Network], Mask] | None = None,
 ) -> list[dict[str, float]]:
     """Single draw, mean and analytic kernel side by side, for every hidden layer this wide.
 
@@ -244,9 +250,12 @@ def over_width(
     Args:
         ensemble: its depth, variances and parametrisation; its own widths do not count.
         x: (n, ...).
+        mask: gives each width's network its mask, booleans; the analytic kernel is then that of
+            `infinite.masked_kernels`.
 
     Returns:
-        A row for each width: ``width``, ``weights`` (their number, with biases), ``draws``, and
+        A row for each width: ``width``, ``weights`` (their number, with biases; under a mask those
+        that are left), ``draws``, and
         distances of full kernels [n, C, n, C] in the Frobenius norm over that of the analytic one:
         ``draw_to_mean`` and ``draw_to_analytic`` (root mean square over draws; the former about the
         true mean) with ``_error``, their standard errors; ``mean_to_analytic``, and
@@ -265,9 +274,13 @@ def over_width(
     rows = []
     for width in widths:
         wide = replace(ensemble, hidden=(width,) * len(ensemble.hidden))
-        analytic = analytic_kernels(wide, x).full(wide.outputs)
+        network = wide.network()
+        held = None if mask is None else mask(network)
+        infinite = analytic_kernels(wide, x) if held is None else masked_kernels(wide, held, x)
+        analytic = infinite.full(wide.outputs)
         size, own = float(np.linalg.norm(analytic)), _trace(analytic)
-        each = kernel_draws(wide.network(), x, key=fold(key, "width", width), draws=draws)
+        key_of = fold(key, "width", width)
+        each = kernel_draws(network, x, key=key_of, draws=draws, mask=held)
         kernels = np.stack(list(each)) / size
         mean, axes = kernels.mean(axis=0), (1, 2, 3, 4)
         # Deviations from the sample's own mean are smaller by (draws - 1) / draws.
@@ -279,10 +292,7 @@ def over_width(
         rows.append(
             {
                 "width": width,
-                "weights": sum(
-                    (fan_in + wide.biases) * fan_out
-                    for fan_in, fan_out in zip(wide.widths, wide.widths[1:])
-                ),
+                "weights": _kept(network, held),
                 "draws": draws,
                 "draw_to_mean": to_mean[0],
                 "draw_to_mean_error": to_mean[1],
@@ -296,6 +306,14 @@ def over_width(
             }
         )
     return rows
+
+
+def _kept(network: Network, mask: Mask | None) -> int:
+    """Parameters that are left."""
+    shapes = flatten(jax.eval_shape(network.init, jax.random.key(0))[0])
+    gates = {} if mask is None else flatten(mask)
+    of = lambda name: np.ones(shapes[name].shape) if gates.get(name) is None else gates[name]
+    return sum(int(np.count_nonzero(of(name))) for name in shapes)
 
 
 def _root(squared: np.ndarray) -> tuple[float, float]:

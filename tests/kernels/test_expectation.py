@@ -249,6 +249,25 @@ def test_a_single_draw_lies_about_the_analytic_kernel_by_one_over_root_width(get
 
 
 @pytest.mark.long
+def test_over_width_under_a_mask_it_is_the_surviving_weights_kernel(getkey: Any) -> None:
+    """With one hidden layer the masked recursion is the mean, too, so that noise alone is left."""
+    of, key = DenseEnsemble(3, (1,), 1, parametrisation="ntk", biases=False), getkey()
+    like = lambda network, keep: jax.tree.map(
+        lambda s: keep(s.shape), jax.eval_shape(network.init, KEY)[0]
+    )
+    rng = np.random.default_rng(7)
+    some = lambda network: like(network, lambda shape: rng.random(shape) < 0.6)
+    (row,) = over_width(of, [64], X, key=key, draws=48, mask=some)
+    assert 0.5 * 256 < row["weights"] < 0.7 * 256
+    assert row["mean_to_analytic"] < 3 * row["mean_to_analytic_noise"]
+    assert abs(row["trace"] - 1) < 4 * row["trace_error"]
+    (whole,) = over_width(of, [64], X, key=key, draws=4)
+    every = lambda network: like(network, lambda shape: np.ones(shape, bool))
+    (same,) = over_width(of, [64], X, key=key, draws=4, mask=every)
+    assert same == pytest.approx(whole, rel=1e-10)
+
+
+@pytest.mark.long
 def test_with_more_layers_the_mean_comes_to_the_analytic_kernel_by_one_over_width(
     getkey: Any,
 ) -> None:
