@@ -30,7 +30,8 @@ from secateur.prune.schedules import counts, densities
 from secateur.prune.scopes import Given, NofM, Scope, scope
 from secateur.prune.select import count_true, unranked
 from secateur.prune.ticket import Provenance, Ticket, ticket, versions
-from secateur.structure.canonical import apart, canonical
+from secateur.structure.canonical import canonical
+from secateur.structure.convolutions import apart
 from secateur.train.losses import LOSSES, Loss
 
 DENSITY = 0.1  # where neither the caller nor the scope nor the schedule says

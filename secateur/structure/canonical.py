@@ -24,7 +24,6 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 from secateur.core.errors import SecateurError
-from secateur.structure.convolutions import apart as apart
 from secateur.structure.convolutions import convolution, form
 
 # Dissolved where they hold something to rewrite: name of the primitive -> its parameter.

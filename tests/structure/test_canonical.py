@@ -10,7 +10,8 @@ from jax import lax
 from jax.extend.core import jaxprs_in_params
 
 from secateur.core.errors import SecateurError
-from secateur.structure.canonical import apart, canonical
+from secateur.structure.canonical import canonical
+from secateur.structure.convolutions import apart
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
 
