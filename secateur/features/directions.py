@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.cluster import hierarchy
-from scipy.linalg import subspace_angles
+from scipy.linalg import orth
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
@@ -29,6 +29,14 @@ def rows(kernel: Any, mask: Any = None) -> jax.Array:
     if mask is not None:
         w = jnp.where(jnp.asarray(mask), w, 0)
     return jnp.reshape(w, (-1, w.shape[-1])).T
+
+
+def host_rows(kernel: Any, mask: Any = None) -> np.ndarray:
+    """`rows` in float64 on the host."""
+    w = np.asarray(kernel, np.float64)
+    if mask is not None:
+        w = np.where(np.asarray(mask), w, 0)
+    return w.reshape(-1, w.shape[-1]).T
 
 
 def unit_rows(kernel: Any, mask: Any = None) -> jax.Array:
@@ -114,7 +122,7 @@ def clusters(
     lookup("way to cluster", how, CLUSTERINGS)
     if not -1 <= cutoff <= 1:
         raise SecateurError(f"the cutoff is {cutoff}; it is a cosine, from -1 to 1.")
-    w = np.asarray(rows(kernel, mask), np.float64)
+    w = host_rows(kernel, mask)
     length = np.linalg.norm(w, axis=1)
     alive = np.flatnonzero(length)
     unit = w[alive] / length[alive, None]
@@ -162,7 +170,7 @@ def subspace(kernel: Any, rank: int, *, mask: Any = None) -> np.ndarray:
     Raises:
         SecateurError: for a rank that the kernel has not.
     """
-    w = np.asarray(rows(kernel, mask), np.float64)
+    w = host_rows(kernel, mask)
     _, values, basis = np.linalg.svd(w, full_matrices=False)
     there = int(np.sum(values > max(w.shape) * np.finfo(float).eps * values[0])) if w.size else 0
     if not 1 <= rank <= there:
@@ -173,8 +181,10 @@ def subspace(kernel: Any, rank: int, *, mask: Any = None) -> np.ndarray:
 def principal_angles(first: Any, second: Any) -> np.ndarray:
     """Degrees between the spaces that the columns of (n, k) and (n, l) span, rising.
 
-    Cosines are the singular values of U^T V; angles below 45 degrees come from sines, as cosines
-    lose half the digits there (Bjorck & Golub 1973; scipy.linalg.subspace_angles). Float64.
+    Cosines are the singular values of U^T V; angles below 45 degrees come from sines, the singular
+    values of V - U U^T V, as cosines lose half the digits there (Bjorck & Golub 1973). Float64.
+    scipy.linalg.subspace_angles (1.17) means the same, but chooses in the wrong order: where one
+    angle is large, a small one is the arccos after all.
 
     Raises:
         SecateurError: for spaces in different dimensions.
@@ -184,7 +194,15 @@ def principal_angles(first: Any, second: Any) -> np.ndarray:
         raise SecateurError(
             f"bases have shapes {u.shape} and {v.shape}; expected (n, k) and (n, l) of the same n."
         )
-    return np.degrees(subspace_angles(u, v))[::-1]
+    u, v = orth(u), orth(v)
+    if u.shape[1] < v.shape[1]:
+        u, v = v, u
+    along = u.T @ v
+    cosines = np.linalg.svd(along, compute_uv=False)  # falling
+    sines = np.linalg.svd(v - u @ along, compute_uv=False)[::-1]  # rising, as the angles
+    small = cosines**2 > 0.5
+    found = np.where(small, np.arcsin(np.clip(sines, 0, 1)), np.arccos(np.clip(cosines, 0, 1)))
+    return np.degrees(found)
 
 
 def overlap(first: Any, second: Any) -> float:

@@ -23,7 +23,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from secateur.core.errors import SecateurError, lookup
-from secateur.features.directions import cosines, norms
+from secateur.features.directions import host_rows
 
 DEFINITIONS = {"text": "d^2 = 1 - X", "code": "d = (1 - X) / 2"}
 LOWEST, MOST = 0.37, 512  # of the published figures: the weakest edge, the units of a layer
@@ -125,12 +125,10 @@ def alignment_graph(
         raise SecateurError("an alignment graph is of one snapshot or more; given none.")
     parts = [shot if isinstance(shot, tuple) else (shot,) for shot in snapshots]
     sizes = [np.shape(kernel)[-1] for kernel in parts[0]]
-    cut = [[np.asarray(k, np.float64)[..., :most] for k in shot] for shot in parts]
-    if mask is not None:
-        cut = [[np.where(np.asarray(mask)[..., :most], k, 0) for k in shot] for shot in cut]
-    joined = [np.concatenate([k.reshape(-1, k.shape[-1]) for k in shot], axis=1) for shot in cut]
-    lengths = np.stack([np.asarray(norms(k), np.float64) for k in joined])
-    angles = [np.clip(np.asarray(cosines(k), np.float64), -1, 1) for k in joined]
+    joined = [np.concatenate([host_rows(k, mask)[:most] for k in shot]) for shot in parts]
+    lengths = np.stack([np.linalg.norm(w, axis=1) for w in joined])
+    units = [w / np.where(n > 0, n, 1)[:, None] for w, n in zip(joined, lengths)]
+    angles = [np.clip(w @ w.T, -1, 1) for w in units]
     apart = [_distance(x, definition) for x in angles]
     for d in apart:
         np.fill_diagonal(d, 0)

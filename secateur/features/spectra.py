@@ -16,7 +16,7 @@ import numpy as np
 
 from secateur.core.errors import SecateurError, lookup
 from secateur.core.trees import Params, flatten, unflatten
-from secateur.features.directions import rows
+from secateur.features.directions import host_rows
 
 # Quantiles of the Tracy-Widom distribution of real matrices (beta = 1; Johnstone 2001, table 2).
 TRACY_WIDOM = {"0.9": 0.4501, "0.95": 0.9793, "0.99": 2.0234}
@@ -97,7 +97,7 @@ def above_noise(
         SecateurError: for an unknown quantile, or a kernel of zeros.
     """
     slack = lookup("quantile", quantile, TRACY_WIDOM)
-    w = np.asarray(rows(kernel, mask), np.float64)
+    w = host_rows(kernel, mask)
     w = w[np.any(w != 0, axis=1)]
     m, n = w.shape
     if not m:
