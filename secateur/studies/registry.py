@@ -16,6 +16,7 @@ STUDIES: dict[str, str] = {
     "kernel-watch": "secateur.studies.kernel_watch",
     "lazy-toy": "secateur.studies.lazy_toy",
     "xord": "secateur.studies.xord",
+    "unit-pruning": "secateur.studies.unit_pruning",
 }
 
 
