@@ -9,6 +9,7 @@ momentum. Adam leaves the span at once, as it divides each weight's gradient by 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +68,19 @@ def _length(parts: dict[str, jax.Array]) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.stack([jnp.square(part) for part in parts.values()]), axis=0))
 
 
+@lru_cache(maxsize=16)
+def _products(network: Network) -> tuple[Any, Any]:
+    """J d and J^T a, compiled."""
+
+    def forward(point: Params, stats: Stats, x: Any, d: Params) -> jax.Array:
+        return jax.jvp(lambda p: network.apply(p, stats, x), (point,), (d,))[1]
+
+    def backward(point: Params, stats: Stats, x: Any, a: jax.Array) -> Params:
+        return jax.vjp(lambda p: network.apply(p, stats, x), point)[1](a)[0]
+
+    return jax.jit(forward), jax.jit(backward)
+
+
 @dataclass(frozen=True)
 class Span:
     """A movement, split by the span of the gradients at the start.
@@ -119,9 +133,6 @@ def outside_span(
     last = params if mask is None else apply_mask(mask, params)
     gap = jax.tree.map(lambda a, b: jnp.asarray(a) - b, last, point)
 
-    def outputs(params: Params) -> jax.Array:
-        return network.apply(params, stats, x)
-
     kernel = ntk(network, point, x, stats=stats, mask=mask, memory=memory)
     matrix = np.asarray(kernel.matrix(), np.float64)
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
@@ -131,20 +142,14 @@ def outside_span(
     counted = values > len(values) * eps * max(values[-1], 0.0)
     basis, inverse = vectors[:, counted], 1 / values[counted]
 
-    forward = jax.jit(lambda d: jax.jvp(outputs, (point,), (d,))[1])
-    shape = np.shape(forward(gap))
-
-    @jax.jit
-    def without(d: Params, a: jax.Array) -> Params:
-        back = jax.vjp(outputs, point)[1](a)[0]
-        back = back if mask is None else apply_mask(mask, back)
-        return jax.tree.map(jnp.subtract, d, back)
-
+    forward, backward = _products(network)
     rest = gap
     for _ in range(2):
-        pulled = np.asarray(forward(rest), np.float64).ravel()
-        a = basis @ (inverse * (basis.T @ pulled))
-        rest = without(rest, jnp.asarray(a.reshape(shape), kernel.values.dtype))
+        pulled = np.asarray(forward(point, stats, x, rest), np.float64)
+        a = basis @ (inverse * (basis.T @ pulled.ravel()))
+        back = backward(point, stats, x, jnp.asarray(a.reshape(pulled.shape), kernel.values.dtype))
+        back = back if mask is None else apply_mask(mask, back)
+        rest = jax.tree.map(np.subtract, rest, back)
     size = lambda tree: float(
         np.sqrt(sum(np.sum(np.asarray(a, np.float64) ** 2) for a in jax.tree.leaves(tree)))
     )
