@@ -190,8 +190,8 @@ claims = (
     _claim(
         "H-3",
         "Weight vectors align in training.",
-        "excess of the frame potential over directions at random, end minus start",
-        layer(lambda row: row["layer"]["excess"]["end"] - row["layer"]["excess"]["start"]),
+        "excess of the frame potential over directions at random (100: all are one), end minus start",
+        layer(lambda row: 100 * (row["layer"]["excess"]["end"] - row["layer"]["excess"]["start"])),
         unit="",
     ),
     _claim(
