@@ -190,7 +190,7 @@ claims = (
     _claim(
         "H-3",
         "Weight vectors align in training.",
-        "excess of the frame potential over directions at random (100: all are one), end minus start",
+        "excess of the frame potential over random directions (100: all one), end minus start",
         layer(lambda row: 100 * (row["layer"]["excess"]["end"] - row["layer"]["excess"]["start"])),
         unit="",
     ),
