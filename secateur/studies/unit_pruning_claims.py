@@ -12,12 +12,13 @@ from secateur.studies.measured import Measured, Row
 ORDERS: dict[str, tuple[str, str]] = {
     "norm smallest": ("norm", "smallest"),
     "frame potential smallest": ("frame-potential", "smallest"),
-    "importance smallest": ("importance-loss", "smallest"),
+    "importance smallest": ("importance", "smallest"),
+    "loss smallest": ("importance-loss", "smallest"),
     "activation smallest": ("activation", "smallest"),
     "random": ("random", "smallest"),
     "frame potential largest": ("frame-potential", "largest"),
     "norm largest": ("norm", "largest"),
-    "importance largest": ("importance-loss", "largest"),
+    "importance largest": ("importance", "largest"),
 }
 branches = (
     Branch("norm smallest", "smallest norm first"),
@@ -29,7 +30,12 @@ branches = (
     Branch(
         "importance smallest",
         "least important first",
-        "By the rise of the validation loss without the unit alone.",
+        "By the fall of the validation accuracy without the unit alone.",
+    ),
+    Branch(
+        "loss smallest",
+        "least rise of the loss first",
+        "Units without which the validation loss falls go first.",
     ),
     Branch("activation smallest", "least active first"),
     Branch("random", "at random"),
