@@ -74,6 +74,7 @@ def by_least_squares(net: Network, start: Any, now: Any, x: Any, mask: Any) -> t
     return float(np.linalg.norm(d - j.T @ a)), int(np.linalg.matrix_rank(j, tol=1e-8))
 
 
+@pytest.mark.long
 def test_outside_the_span_is_what_least_squares_leaves() -> None:
     net = mlp(6, input_shape=(5,), outputs=2, activation="tanh")
     start, now = draw(5, 6, 2), draw(5, 6, 2)
