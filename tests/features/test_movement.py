@@ -89,6 +89,7 @@ def test_outside_the_span_is_what_least_squares_leaves() -> None:
     assert outside_span(net, start, apply_mask(mask, start), x, mask=mask).share == 0
 
 
+@pytest.mark.long
 def test_descent_of_a_linear_network_stays_in_the_span_and_adam_does_not() -> None:
     """Gradients of the mean square, x^T (f - y), written out; signs are Adam's first steps."""
     net = mlp(input_shape=(9,), outputs=2)
