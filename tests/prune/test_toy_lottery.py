@@ -33,8 +33,9 @@ def test_counts_and_masks_are_those_of_iterative_pruning(x64: Any) -> None:
 def by_hand(way: str, centred: bool, teacher: Quadratic, x: jax.Array, seed: Any) -> list[Any]:
     """Kernel and loss at the end of each level, gradients by JAX on the examples."""
     y, rate = teacher(x), float(rate_for(N, ALPHA, EPSILON))
-    initial = draw(seed, D, N)
-    trained, mask = initial, np.ones((D, N))
+    initial: Any = draw(seed, D, N)
+    trained: Any = initial
+    mask: Any = np.ones((D, N))
     found = []
     for level, count in enumerate(COUNTS):
         size = np.where(mask > 0, np.abs(trained), -1).ravel()
