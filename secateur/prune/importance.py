@@ -29,7 +29,7 @@ from secateur.structure.canonical import canonical
 from secateur.structure.gates import Gated, Meeting, gated
 from secateur.train.losses import cross_entropy
 
-BLOCK = 1000  # examples at once: what is held between layers stays small
+BLOCK = 250  # examples at once: of Conv-2's filters half the memory of 1,000, no slower
 TOGETHER = 16  # units at once on an accelerator; on the CPU one by one, which stays in the cache
 MEASURES = ("accuracy", "loss")
 

@@ -212,6 +212,13 @@ ORDERS: Mapping[str, Rule] = {
     "importance-loss": Rule(
         "rise of the loss without the unit", lambda a: a.measured("loss"), needs_data=True
     ),
+    # Units whose loss falls are no units without effect: without many of them at once it rises.
+    "importance-change": Rule(
+        "size of the change of the loss without the unit",
+        lambda a: np.abs(a.measured("loss")),
+        "Molchanov et al., ICLR 2017, the oracle of absolute changes",
+        needs_data=True,
+    ),
 }
 
 
