@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors;
     from secateur.prune.find import find_lanes as find_lanes
     from secateur.prune.lottery import begin as begin
     from secateur.prune.lottery import lottery as lottery
+    from secateur.prune.structured import prune_units as prune_units
     from secateur.prune.ticket import Ticket as Ticket
     from secateur.train.fit import fit as fit
     from secateur.train.fit import fit_lanes as fit_lanes
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # the same names as in _WHERE, for type checkers and editors;
     from secateur.train.masked import put as put
     from secateur.train.recipes import RECIPES as RECIPES
     from secateur.train.recipes import Recipe as Recipe
+    from secateur.train.records import Record as Record
     from secateur.train.training import Fitted as Fitted
     from secateur.train.training import Training as Training
 
@@ -60,6 +62,7 @@ _WHERE = {  # in reading order: data, networks, training, pruning
     "adapt": "networks.adapters",
     "Recipe": "train.recipes",
     "RECIPES": "train.recipes",
+    "Record": "train.records",
     "Training": "train.training",
     "Fitted": "train.training",
     "fit": "train.fit",
@@ -71,6 +74,7 @@ _WHERE = {  # in reading order: data, networks, training, pruning
     "Ticket": "prune.ticket",
     "Criterion": "prune.criterion",
     "examine": "prune.examine",
+    "prune_units": "prune.structured",
     "compact": "prune.compact",
     "control": "prune.controls",
     "to_state_dict": "prune.exchange",
@@ -95,6 +99,7 @@ __all__ = [  # noqa: RUF022 - reading order
     "adapt",
     "Recipe",
     "RECIPES",
+    "Record",
     "Training",
     "Fitted",
     "fit",
@@ -106,6 +111,7 @@ __all__ = [  # noqa: RUF022 - reading order
     "Ticket",
     "Criterion",
     "examine",
+    "prune_units",
     "compact",
     "control",
     "to_state_dict",

@@ -52,6 +52,7 @@ def flip(path: Path, rng: random.Random) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.long  # tests/lab/test_claims.py does so with a stand-in, each time
 def test_two_commands_share_one_store(tmp_path, lottery_store):
     """They begin together: each cell is computed once, by one of them, and both write the page."""
     store, counted = tmp_path / "store", tmp_path / "counted"

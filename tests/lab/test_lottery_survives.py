@@ -53,6 +53,7 @@ def test_ten_kills_of_the_real_study(tmp_path, whole, seconds):
     nothing_left(store)
 
 
+@pytest.mark.long  # tests/lab/test_kill.py does so with a stand-in, each time
 @pytest.mark.parametrize("point", ["checkpoint.write:5", "cell.write:5"])
 def test_a_kill_inside_a_write_of_the_real_study(tmp_path, whole, point):
     process = SERIAL.start(tmp_path / "store", SECATEUR_FAULT=point)
@@ -151,7 +152,7 @@ def kill_a_worker(store: Path) -> int:
 # -- asked to stop -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executor", ["serial", "processes"])
+@pytest.mark.parametrize("executor", [pytest.param("serial", marks=pytest.mark.long), "processes"])
 def test_ctrl_c_is_one_sentence_and_loses_nothing(tmp_path, whole, executor):
     """The interval is an hour: the checkpoints were published because of the stop."""
     store = tmp_path / "store"
@@ -175,7 +176,7 @@ def test_ctrl_c_is_one_sentence_and_loses_nothing(tmp_path, whole, executor):
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("executor", ["serial", "processes"])
+@pytest.mark.parametrize("executor", [pytest.param("serial", marks=pytest.mark.long), "processes"])
 def test_ctrl_c_at_any_moment(tmp_path, whole, seconds, executor):
     """While it imports, plans, computes or writes its page: never a traceback."""
     store, rng = tmp_path / "store", random.Random(5)

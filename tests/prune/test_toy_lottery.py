@@ -65,8 +65,8 @@ def by_hand(way: str, centred: bool, teacher: Quadratic, x: jax.Array, seed: Any
 @pytest.mark.parametrize(
     ("way", "centred"),
     [
-        ("random", False),
         ("none", True),
+        pytest.param("random", False, marks=pytest.mark.long),
         pytest.param("rewind", False, marks=pytest.mark.long),
         pytest.param("rewind", True, marks=pytest.mark.long),
     ],
