@@ -49,8 +49,14 @@ class Settings:
     def __post_init__(self) -> None:
         lookup("form of the kernel", self.outputs, OUTPUTS)
         lookup("rule", self.rule, RULES)
-        if self.memory <= 0 or (self.block_size is not None and self.block_size < 1):
-            raise SecateurError("memory is a number of bytes above 0, block_size a number above 0.")
+        told, size = self.memory, self.block_size
+        number = isinstance(told, (int, float)) and not isinstance(told, bool) and told > 0
+        whole = size is None or (isinstance(size, int) and size >= 1)
+        if not number or not whole:
+            raise SecateurError(
+                f"memory is a number of bytes above 0 and block_size a whole number above 0, not "
+                f"{told!r} and {size!r}."
+            )
 
     @property
     def summed(self) -> str:
@@ -139,6 +145,11 @@ class Job:
                 at = slice(rows.start + i.start, rows.start + i.stop)
                 to = slice(columns.start + j.start, columns.start + j.stop)
                 found = np.asarray(part)
+                if not np.isfinite(np.sum(found, dtype=np.float64)):
+                    raise SecateurError(
+                        "the outputs or their derivatives are not finite at some examples, so that "
+                        "they have no kernel: look at the parameters and the examples."
+                    )
                 if self.settings.outputs == "diagonal" and len(self.chunks) > 1:
                     spread = np.zeros((n, m, self.first.outputs), found.dtype)
                     spread[:, :, chunk] = found

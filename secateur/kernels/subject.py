@@ -232,6 +232,7 @@ def subject(
     """
     prefix = ""
     params, x = _strong(params, "params"), _strong(x, "x")
+    _some(params, x, counted)
     masked = _masked(params, mask)
     if isinstance(f, Network):
         _sized(f, x)
@@ -255,7 +256,15 @@ def subject(
                 "no leaf is counted; the leaves are "
                 + ", ".join(name.removeprefix(prefix) for name in wanted)
             )
-    out = jax.eval_shape(f, params, x)
+    try:
+        out = jax.eval_shape(f, params, x)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        shapes = ", ".join(str(np.shape(leaf)) for leaf in jax.tree.leaves(x))
+        raise SecateurError(
+            f"the function cannot take these parameters with examples of shape {shapes} ({first}); "
+            "call it on them yourself first."
+        ) from error
     if not hasattr(out, "shape") or len(out.shape) != 2 or out.shape[0] != examples(x):
         shape = getattr(out, "shape", type(out).__name__)
         raise SecateurError(
@@ -283,6 +292,24 @@ def _strong(tree: Any, name: str) -> Any:
             f"{name} holds what is no array ({str(error).splitlines()[0]}); give a tree of arrays: "
             "of an Equinox module equinox.partition takes them apart."
         ) from error
+
+
+def _some(params: Any, x: Any, counted: Any) -> None:
+    """Nothing, or a SecateurError where there is nothing to take a kernel of."""
+    if not jax.tree.leaves(params):
+        raise SecateurError("params hold no array; give a tree of arrays.")
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+    if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
+        raise SecateurError(
+            f"x holds arrays of {sorted(sizes)} examples, expected one number above 0: (n, ...)."
+        )
+    if counted is not None and not callable(counted):
+        raise SecateurError(
+            f"counted is a function of a leaf's name, as name.startswith, not {counted!r}."
+        )
+    for leaf in jax.tree.leaves(x):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
+            raise SecateurError("x holds NaN or infinity; its examples have no kernel.")
 
 
 def _sized(network: Network, x: Any) -> None:
@@ -354,10 +381,10 @@ def _nudged(params: Any) -> Any:
 def _check_independent(prepared: Prepared, params: Any, x: Any) -> None:
     """Row k of the outputs must come from example k alone."""
     n = examples(x)
-    if n < 2:
-        return
     run = prepared.program("outputs", lambda: jax.jit(prepared.f))
     few, first = (jax.tree.map(lambda a, k=k: a[:k], x) for k in (min(n, 3), 1))
+    if n == 1:  # beside an example of zeros
+        few = jax.tree.map(lambda a: jnp.concatenate([a, jnp.zeros_like(a)]), first)
 
     def differ(params: Any) -> bool:
         together, alone = (np.asarray(run(params, part)[0]) for part in (few, first))

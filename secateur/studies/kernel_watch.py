@@ -41,6 +41,7 @@ meaning = 1  # raise when results change meaning: the golden cell in the tests s
 summary = "how kernels of dense and pruned networks move, and what they foretell at the start"
 __all__ = ["branches", "citation", "claims", "figures", "notes", "sentence"]
 
+DENSE = ("lenet-300-100", "synflow-fc")  # path kernels of others may refuse their pooling
 WATCH = 100  # the level of a watch's first point
 
 # How `find` is asked for each method; the ticket is iterative magnitude pruning with rewinding.
@@ -125,6 +126,10 @@ def check(fields: Fields) -> None:
 
     recipe = trained.recipe(fields)
     entry(fields.network)
+    if fields.network not in DENSE:
+        raise SecateurError(
+            f"kernels are watched on dense networks ({', '.join(DENSE)}), not {fields.network}."
+        )
     for branch in fields.methods:
         lookup("method", branch, METHODS)
     falling = list(fields.densities)
@@ -175,15 +180,18 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
         return made[-1]
 
     at = fields.densities.index(fields.watched) + 1
+    # Eigenvalues of each point's kernel and the descent on its images, in steps of training.
+    looks = fields.steps + 3e-7 * len(fields.points) * (10 * fields.images) ** 3 / 3
+    looks += fields.linear_points[-1] * fields.images / fields.batch
     watch = [WATCH + k for k in range(len(fields.points))]
     for seed in seeds:
-        parent = cell(seed, "parent", 1, 2 * fields.steps)
+        parent = cell(seed, "parent", 1, fields.steps + looks)
         watched = {"parent": parent}
         for branch in fields.methods:
             extra = {"ntt": 10 * fields.transfer_steps, "lottery": fields.rounds * fields.steps}
             previous: dict[str, Cell] = {}
             for level in range(1, len(fields.densities) + 1):
-                cost = fields.steps + extra.get(branch, 0) + (level == at) * fields.steps
+                cost = fields.steps + extra.get(branch, 0) + (level == at) * looks
                 made_ = cell(seed, branch, level, cost, parent=parent, **previous)
                 previous = {"previous": made_} if branch == "lottery" else {}
                 if level == at:
@@ -196,12 +204,13 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
 
 def takes(fields: Fields) -> dict[str, Any]:
     """What a cell takes: steps, CPU seconds a step, compiled programs, bytes of memory and disk."""
+    rows = 10 * fields.images  # of a kernel of all outputs
     return {
         "steps": fields.steps,
-        "seconds_per_step": {"lenet-300-100": 3e-3}.get(fields.network, 60e-3),
+        "seconds_per_step": 3e-3,
         "programs": "2 of training, 1 a method that scores, 4 of kernels a ticket",
-        "memory": 1.5e9,
-        "disk": 5e5,
+        "memory": 1.2e9 + (len(fields.points) + 6) * 8 * rows**2,
+        "disk": 5e5 + 4 * rows**2,
     }
 
 

@@ -299,6 +299,7 @@ def notes(rows: Sequence[Row], fields: Any) -> list[str]:
     said = [
         read,
         "Speed is minus the mean of the validation loss over training, by one recipe for all.",
+        "Intervals of rank correlations are over seeds; they do not cover the choice of methods.",
     ]
     at_density: Mapping[str, dict[int, float]] = {
         words: foretells(at_one_density, by)(rows) for by, words in NAMES.items() if by != "weights"

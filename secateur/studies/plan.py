@@ -65,7 +65,8 @@ class Plan:
         yield f"cells     {len(cells)}, of which {had} are in the store"
         for part in self.parts:
             takes = self.study.takes(part.fields)
-            yield f"{part.name:<10}{len(part.cells)} cells of {takes['steps']:,} steps"
+            trainings = sum(cell.cost > 0 for cell in part.cells)  # others read what these hold
+            yield f"{part.name:<9} {trainings} cells of {takes['steps']:,} steps"
             yield f"programs  {takes['programs']}"
             wanted = [cell for cell in part.cells if cell in set(missing)]
             seconds = sum(cell.cost for cell in wanted) * takes["seconds_per_step"]

@@ -53,6 +53,7 @@ def test_every_preset_is_possible_and_every_cell_its_own() -> None:
         ({"rate_share": 1.5}, "rate_share"),
         ({"methods": ("snap",)}, "snip"),
         ({"images": 0}, "at least 1"),
+        ({"network": "lenet-5-caffe"}, "dense networks"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(change: dict[str, Any], words: str) -> None:
