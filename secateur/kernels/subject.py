@@ -383,8 +383,9 @@ def _check_independent(prepared: Prepared, params: Any, x: Any) -> None:
     n = examples(x)
     run = prepared.program("outputs", lambda: jax.jit(prepared.f))
     few, first = (jax.tree.map(lambda a, k=k: a[:k], x) for k in (min(n, 3), 1))
-    if n == 1:  # beside an example of zeros
-        few = jax.tree.map(lambda a: jnp.concatenate([a, jnp.zeros_like(a)]), first)
+    if n == 1:  # beside itself, twice as large where that is a number
+        twice = lambda a: a + a if jnp.issubdtype(a.dtype, jnp.floating) else a
+        few = jax.tree.map(lambda a: jnp.concatenate([a, twice(a)]), first)
 
     def differ(params: Any) -> bool:
         together, alone = (np.asarray(run(params, part)[0]) for part in (few, first))
