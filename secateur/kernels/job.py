@@ -145,7 +145,9 @@ class Job:
                 at = slice(rows.start + i.start, rows.start + i.stop)
                 to = slice(columns.start + j.start, columns.start + j.stop)
                 found = np.asarray(part)
-                if not np.isfinite(np.sum(found, dtype=np.float64)):
+                with np.errstate(invalid="ignore"):  # infinities of both signs
+                    total = np.sum(found, dtype=np.float64)
+                if not np.isfinite(total):
                     raise SecateurError(
                         "the outputs or their derivatives are not finite at some examples, so that "
                         "they have no kernel: look at the parameters and the examples."
