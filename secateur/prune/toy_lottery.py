@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from secateur.core.keys import Key
 from secateur.core.quadratic import ArrayLike, Quadratic, Terms
 from secateur.networks.committee import closed_form, draw, ntk
+from secateur.prune.magnitude import removed
+from secateur.prune.select import top_of
 from secateur.train.committee import Problem, descend
 
 REWINDS = ("rewind", "random", "none")  # their places are what `levels` is given
@@ -45,9 +47,8 @@ class Level(NamedTuple):
 
 def keep_largest(kernel: jax.Array, mask: jax.Array, count: ArrayLike) -> jax.Array:
     """The mask, 1 and 0, of the ``count`` largest |w| among the survivors; of equals the first."""
-    size = jnp.where(mask > 0, jnp.abs(kernel), -1).ravel()
-    rank = jnp.argsort(jnp.argsort(-size, stable=True), stable=True)
-    return (rank < count).astype(kernel.dtype).reshape(kernel.shape)
+    (kept,) = top_of([jnp.abs(kernel)], [mask > 0], jnp.asarray(count))
+    return kept.astype(kernel.dtype)
 
 
 def _centred(kernel: jax.Array) -> jax.Array:
@@ -135,8 +136,8 @@ def chain(
 
 
 def counts_of(weights: int, levels: int, rate: float = 0.2) -> list[int]:
-    """What each of levels 0 to ``levels`` keeps: of n weights round(rate n) go, halves to even."""
+    """What each of levels 0 to ``levels`` keeps, by the rule of `magnitude.removed`."""
     found = [weights]
     for _ in range(levels):
-        found.append(found[-1] - round(rate * found[-1]))
+        found.append(found[-1] - removed(rate, found[-1]))
     return found

@@ -245,6 +245,21 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     initial, stats, ones = lottery.begin(network, seed)
     params, mask = initial, ones
     density = cell.place.get("density", 100.0)
+
+    def run(start: Any, mask: Any, records: Any = ()) -> Training:
+        return Training(
+            network,
+            start,
+            stats,
+            data,
+            trained.recipe(fields),
+            mask,
+            key(seed, "train"),  # of all methods: the same examples in the same order
+            records=records,
+            siblings=10,
+            grain=128,
+        )
+
     if branch == "lottery":
         before = [100.0, *cell.place["before"]][-1]
         mask, last = ones, inputs["parent"]
@@ -255,36 +270,15 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
             kept = before / 100 * (density / before) ** (number / fields.rounds)
             mask = lottery.keep_largest(weights, mask, _count(ones, kept))
             if number < fields.rounds:
-                start = trees.apply_mask(mask, initial)
-                fitted = yield Training(
-                    network,
-                    start,
-                    stats,
-                    data,
-                    trained.recipe(fields),
-                    mask,
-                    key(seed, "train"),
-                    siblings=10,
-                    grain=128,
-                )
+                fitted = yield run(trees.apply_mask(mask, initial), mask)
                 weights = fitted.params
     elif branch != "parent":
         mask, params = _ticket(cell, fields, network, data, initial, stats)
     start = jax.tree.map(np.asarray, trees.apply_mask(mask, params))
     watched = branch == "parent" or density == fields.watched
     probe = reads.probe(data, fields.images)
-    fitted = yield Training(
-        network,
-        start,
-        stats,
-        data,
-        trained.recipe(fields),
-        mask,
-        key(seed, "train"),  # of all methods: the same examples in the same order
-        records=(kernel_record(probe.x, fields.points),) if watched else (),
-        siblings=10,
-        grain=128,
-    )
+    records = (kernel_record(probe.x, fields.points),) if watched else ()
+    fitted = yield run(start, mask, records)
     values: dict[str, Any] = {
         "branch": branch,
         "level": level,
@@ -312,8 +306,9 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
 def _count(ones: Any, density: float) -> int:
     """Kept weights: to the nearest whole number."""
     from secateur.core import trees
+    from secateur.prune.schedules import nearest
 
-    return int(density * sum(trees.sizes(ones).values()) + 0.5)
+    return nearest(density, sum(trees.sizes(ones).values()))
 
 
 def _ticket(

@@ -158,6 +158,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Any, Any, Result
 
     from secateur.core.keys import key
     from secateur.data import toys
+    from secateur.prune import toy_lottery
     from secateur.prune.toy_lottery import chain, counts_of
     from secateur.train.committee import Population, rate_for, sample
 
@@ -187,7 +188,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Any, Any, Result
             teacher,
             counts,
             probe,
-            rewind=REWINDS.index(cell.place["rewind"]),
+            rewind=toy_lottery.REWINDS.index(cell.place["rewind"]),
             alpha=alpha,
             epsilon=epsilon,
             rate=rate,

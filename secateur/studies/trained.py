@@ -170,13 +170,3 @@ def told(mask: Any, fitted: Fitted, data: Sets, hashed: Mapping[str, Any]) -> di
             "test": len(data.test.labels),
         },
     }
-
-
-def unpack_whole(stored: Mapping[str, Any], like: Any) -> Any:
-    """Parameters that `pack` stored under a mask of ones: flat arrays in the shapes of ``like``."""
-    import numpy as np
-
-    from secateur.core.trees import flatten, unflatten
-
-    shapes = {k: np.shape(v) for k, v in flatten(like).items()}
-    return unflatten({k: np.asarray(v).reshape(shapes[k]) for k, v in stored.items()}, like)

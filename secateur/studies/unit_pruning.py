@@ -158,8 +158,6 @@ def sets(fields: Fields) -> Sets:
 
 def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted, Result]:
     """Trains a network and looks at its units. The lab drives it."""
-    import numpy as np
-
     from secateur.core.keys import key
     from secateur.prune import lottery
     from secateur.train.training import Training
@@ -190,7 +188,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     # Curves and numbers of the network itself are rows: the first holds what is of the network.
     rows = [{"branch": "network", "level": 0, **values}]
     rows += _curves(network, fields, data, fitted, seed)
-    arrays = {k: np.asarray(v) for k, v in trained.pack(ones, fitted.params).items()}
+    arrays = trained.pack_mask(ones) | trained.pack(ones, fitted.params)
     return Result({"rows": rows}, arrays, fitted.checks)
 
 
@@ -314,10 +312,7 @@ def _again(
     from secateur.train.training import Training
 
     initial, stats, ones = lottery.begin(network, cell.seed)
-    kept = {
-        k.removeprefix("weights:"): v for k, v in dense.arrays.items() if k.startswith("weights:")
-    }
-    params = trained.unpack_whole(kept, initial)
+    params = trained.unpack(dense, initial)[1]
     way, mask = cell.place["way"], ones
     row = _row(network, fields)
     gone = 0
