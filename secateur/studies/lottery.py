@@ -8,7 +8,6 @@ all its branches share.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,12 @@ import msgspec
 
 from secateur.core.errors import SecateurError, lookup
 from secateur.lab.cells import Cell, Result
-from secateur.studies import trained
+from secateur.studies import tickets, trained
 from secateur.studies.figures import Curves
 from secateur.studies.lottery_claims import CLAIMS
 from secateur.studies.lottery_words import branches, citation, notes, sentence
 
 if TYPE_CHECKING:
-    from secateur.core.network import Network
     from secateur.data.examples import Sets
     from secateur.prune import lottery as prune
     from secateur.train.recipes import Recipe
@@ -171,7 +169,6 @@ def check(fields: Fields) -> None:
     Raises:
         SecateurError: one sentence: what is wrong, what was expected.
     """
-    from secateur.networks.layers import INITIALISERS
     from secateur.prune.branches import BRANCHES
     from secateur.prune.magnitude import SCOPES
 
@@ -182,24 +179,11 @@ def check(fields: Fields) -> None:
         raise SecateurError(
             "branches names at least one branch; known: " + ", ".join(BRANCHES) + "."
         )
-    lookup("initialiser", fields.initialiser, INITIALISERS)
     lookup("scope", fields.scope, dict.fromkeys(SCOPES))
-    for rate in ("prune", "prune_output"):
-        if not 0 <= getattr(fields, rate) < 1:
-            raise SecateurError(
-                f"{rate} is the fraction of weights that goes at a level, in [0, 1), "
-                f"not {getattr(fields, rate)}."
-            )
     if fields.scope == "global" and fields.prune_output not in (0, fields.prune):
         raise SecateurError(
             f"one ranking over all layers has one rate: set prune_output to {fields.prune}, or to "
             f"0 to spare the output layer, not {fields.prune_output}."
-        )
-    if fields.levels < 0:
-        raise SecateurError(f"levels is 0 or more, not {fields.levels}.")
-    if fields.validation < 1:
-        raise SecateurError(
-            f"validation is at least 1, not {fields.validation}: early stopping is measured on it."
         )
     if ("late" in fields.branches) != (fields.rewind_step > 0):
         raise SecateurError(
@@ -210,34 +194,7 @@ def check(fields: Fields) -> None:
             f"rewind_step is a multiple of evaluate_every ({fields.evaluate_every}) below "
             f"steps ({fields.steps}), not {fields.rewind_step}."
         )
-    if not fields.hidden or min(fields.hidden) < 1:
-        raise SecateurError(f"hidden lists widths of at least 1, not {fields.hidden}.")
-    _check_survivors(fields)
-
-
-def _widths(fields: Fields) -> list[int]:
-    from secateur.data.registry import DATASETS
-
-    entry = lookup("data set", fields.dataset, DATASETS)
-    return [math.prod(entry.shape), *fields.hidden, len(entry.classes)]
-
-
-def _check_survivors(fields: Fields) -> None:
-    """Refuses levels at which a layer (or, ranked globally, the network) has no weight left."""
-    from secateur.prune.magnitude import removed
-
-    sizes = [a * b for a, b in itertools.pairwise(_widths(fields))]
-    rates = [fields.prune] * (len(sizes) - 1) + [fields.prune_output]
-    if fields.scope == "global":
-        sizes = [sum(n for n, rate in zip(sizes, rates) if rate)]
-        rates = [fields.prune]
-    for level in range(1, fields.levels + 1):
-        sizes = [n - removed(rate, n) for n, rate in zip(sizes, rates)]
-        if min(sizes) == 0:
-            raise SecateurError(
-                f"at level {level} a layer has no weight left; set levels below {level}, or a "
-                "lower prune."
-            )
+    tickets.check(fields)
 
 
 def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
@@ -298,19 +255,14 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
 
 
 def takes(fields: Fields) -> dict[str, Any]:
-    """What a cell takes: steps, CPU seconds a step, compiled programs, bytes of memory and disk.
-
-    A step of LeNet-300-100 at batch 60 takes about 1.2 ms of one core (benchmarks/train_lenet.py),
-    evaluations included; other widths and batches in proportion to their multiplications.
-    """
-    widths = _widths(fields)
-    weights = sum(a * b for a, b in itertools.pairwise(widths))
+    """What a cell takes: steps, CPU seconds a step, compiled programs, bytes of memory and disk."""
+    widths = tickets.widths(fields)
     return {
         "steps": fields.steps,
-        "seconds_per_step": 1.25e-3 * (weights / 266_200) * (0.2 + 0.8 * fields.batch / 60),
+        "seconds_per_step": tickets.seconds_per_step(fields),
         "programs": "3 of the full network and 2 for each smaller shape that pays",
         "memory": 6e8 + 3 * 70_000 * widths[0],  # MNIST's size; others are near it
-        "disk": 3e5 + weights,
+        "disk": 3e5 + sum(a * b for a, b in itertools.pairwise(widths)),
     }
 
 
@@ -339,17 +291,6 @@ def sets(fields: Fields) -> Sets:
     return trained.sets(fields.dataset, fields.validation, fields.split)
 
 
-def _network(fields: Fields, data: Sets) -> Network:
-    from secateur.networks.mlp import mlp
-
-    return mlp(
-        *fields.hidden,
-        input_shape=tuple(data.train.images.shape[1:]),
-        outputs=len(data.classes),
-        initialiser=fields.initialiser,
-    )
-
-
 def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted, Result]:
     """Trains one level of one branch of one seed. The lab drives it."""
     from secateur.core import trees
@@ -357,7 +298,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
 
     fields = msgspec.convert({**cell.fields, "levels": 0, "branches": []}, Fields)
     data = sets(fields)
-    network, recipe = _network(fields, data), _recipe(fields)
+    network, recipe = tickets.dense_network(fields, data), _recipe(fields)
     branch = prune.BRANCHES.get(cell.place["branch"])
     level, seed = int(cell.place["level"]), cell.seed
     initial, stats, ones = prune.begin(network, seed)
