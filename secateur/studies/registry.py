@@ -17,6 +17,7 @@ STUDIES: dict[str, str] = {
     "lazy-toy": "secateur.studies.lazy_toy",
     "xord": "secateur.studies.xord",
     "unit-pruning": "secateur.studies.unit_pruning",
+    "connectivity": "secateur.studies.connectivity",
 }
 
 
