@@ -17,6 +17,9 @@ STUDIES: dict[str, str] = {
     "lazy-toy": "secateur.studies.lazy_toy",
     "xord": "secateur.studies.xord",
     "unit-pruning": "secateur.studies.unit_pruning",
+    "random-labels": "secateur.studies.random_labels",
+    "transfer": "secateur.studies.transfer",
+    "sgd-rescue": "secateur.studies.sgd_rescue",
     "connectivity": "secateur.studies.connectivity",
 }
 
