@@ -16,6 +16,7 @@ from secateur.data.registry import DATASETS
 from secateur.lab.cells import Cell, rows_of
 from secateur.lab.store import Damaged, Store
 from secateur.report.claims import judged
+from secateur.report.films import Film, read
 from secateur.report.view import View
 
 SAMPLES = 20
@@ -44,6 +45,7 @@ def view(
     entries = {entry.address: entry for entry in store.entries(study.name)}
     rows: list[dict[str, Any]] = []
     images: list[np.ndarray | None] = []
+    films: list[Film] = []
     damaged = found = 0
     for cell in cells:
         entry = entries.get(cell.address)
@@ -56,7 +58,9 @@ def view(
             continue
         # Checks and times are of the cell: they stand in the first of its rows.
         about = {"checks": result.checks, "made": entry.made}
+        films += read(result.values, result.arrays, cell.seed)
         for values in rows_of(result.values):
+            values.pop("films", None)
             rows.append({**values, "seed": cell.seed, "address": cell.address, **about})
             images.append(result.arrays.get("inputs_alive"))
             about = {"checks": {}, "made": {}}
@@ -90,6 +94,7 @@ def view(
         figures=study.figures,
         branches=study.branches,
         images=images if any(image is not None for image in images) else (),
+        films=films,
         samples=_samples(data) if data else (),
         sample_labels=[data.classes[int(data.train.labels[k])] for k in _places(data)]
         if data

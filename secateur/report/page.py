@@ -12,13 +12,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from secateur.report import charts, claims, inside, numbers, png, trust
+from secateur.report import charts, claims, films, inside, numbers, png, stills, trust
 from secateur.report.files import publish
 from secateur.report.series import Run, branches, colours, level, means, number, runs, singles
 from secateur.report.view import View
 from secateur.studies.figures import Curves
 
 ASSETS = resources("secateur.report") / "assets"
+FILMS = tuple(f"films{part}.js" for part in ("_data", "_graph", "_chart", "_draw", "_hover", ""))
 LICENCES = ("vega", "vega-lite", "vega-embed", "others")
 
 
@@ -49,6 +50,7 @@ def build(view: View) -> str:
         "figures": [figure(view, curves) for curves in view.figures],
         "claims": [claims.line(claim) for claim in view.claims],
         "verdicts": claims.summary(view.claims),
+        "films": played(view) if view.films else None,
         "layers": inside.layers(every),
         "table": inside.table(first, every) if first else [],
         "maps": inside.pictures(view, every, first) if maps and first else [],
@@ -106,6 +108,34 @@ def embedded(value: Any) -> Markup:
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)
+
+
+def played(view: View) -> dict[str, Any]:
+    """The section of films: their data, its script, and what stands there without script."""
+    made = films.pack(view.films, films.LIMIT)
+    ordered = sorted(view.films, key=lambda film: film.seed)  # as they are packed
+    label = {branch.name: branch.label for branch in branches(view)}
+    shown, kept = made.thinned
+    said = []
+    if shown < kept:
+        said.append(
+            f"To keep the page small, {shown:,} of the {kept:,} frames that the study kept are "
+            "here, evenly spaced in each film."
+        )
+    if made.left_out:
+        said.append(f"{numbers.many(made.left_out, 'film')} more found no room.")
+    return {
+        "data": embedded({"films": made.films, "controls": made.controls, "labels": label}),
+        "controls": [
+            {**c, "label": numbers.sentence(c["name"].replace("_", " "))} for c in made.controls
+        ],
+        "said": said,
+        "pictures": stills.pictures(ordered[0]),
+        "table": stills.table(ordered),
+        "more": max(0, len(ordered) - stills.LINES),
+        "css": Markup(asset("films.css").decode()),
+        "js": Markup("\n".join(asset(name).decode() for name in FILMS)),
+    }
 
 
 def facts(view: View, every: Sequence[Run]) -> list[str]:

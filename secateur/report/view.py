@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.report.films import Film
 from secateur.studies.figures import Branch, Curves
 
 Row = Mapping[str, Any]
@@ -44,6 +45,8 @@ class View:
     samples: Sequence[np.ndarray] = ()
     """A few of the data's images as published: uint8 (height, width), or with 1 or 3 channels."""
     sample_labels: Sequence[str] = ()
+    films: Sequence[Film] = ()
+    """Trainings that the page plays."""
     claims: Sequence[Mapping[str, Any]] = ()
     citation: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ fits its examples as well and misses a pattern that they hardly show. In two dim
 can be computed exactly: errors are over all inputs, in closed form.
 
 A cell is one width and one block of ``runs`` trainings, lanes of one program; the seeds of a claim
-are blocks.
+are blocks. Of block 0 the first network of each width is kept as a film.
 """
 
 from __future__ import annotations
@@ -267,9 +267,9 @@ def takes(fields: Fields) -> dict[str, Any]:
     return {
         "steps": fields.steps,
         "seconds_per_step": 3e-3 * fields.steps / 25_830,
-        "programs": "3 or 4 a width",
+        "programs": "3 to 5 a width",
         "memory": 4e8,
-        "disk": 1e4,
+        "disk": 3e4,
     }
 
 
@@ -337,5 +337,57 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Any, Any, Result
                 "gathered": float(ends.mean()),
             }
         )
+    films: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    if cell.seed == 0:
+        first = jax.tree.map(lambda leaf: leaf[0], (starts, x, y))
+        arrays = _film(first, width, fields, int(run.steps[0]))
+        films = {"films": [{"place": {"width": width}, "row": {"level": width}}]}
     finite = {"finite filters": all(np.all(np.isfinite(a)) for a in jax.tree.leaves(run.params))}
-    return Result({"steps": int(np.max(run.steps)), "rows": rows}, {}, finite)
+    return Result({"steps": int(np.max(run.steps)), "rows": rows, **films}, arrays, finite)
+
+
+def moments(rest: int) -> Any:
+    """The steps of a film's frames, until nothing moves any more: every one of the first 20, in
+    which small filters turn to their patterns, 20 up to half-way or 1,020, 20 more."""
+    import numpy as np
+
+    half = min((20 + rest) // 2, 1020)
+    parts = np.arange(21), np.linspace(20, half, 21), np.linspace(half, rest, 21)
+    steps = np.unique(np.rint(np.concatenate(parts)).astype(int))
+    return steps[steps <= rest]
+
+
+def _film(network: Any, width: int, fields: Fields, rest: int) -> Any:
+    """The arrays of a network's film: its filters in the plane, and its loss."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from secateur.data.toys import PATTERNS
+    from secateur.studies.films import film
+    from secateur.train.xord import hinge, separate
+
+    start, x, y = network
+
+    @jax.jit
+    def follow(gaps: jax.Array) -> Any:
+        def go(at: Any, steps: jax.Array) -> Any:
+            how = {"rate": fields.c_rate / width, "gamma": fields.gamma, "steps": steps}
+            there = separate(at, x, y, **how).params
+            return there, (there, hinge(there, x, y, fields.gamma))
+
+        return jax.lax.scan(go, start, gaps)[1]
+
+    steps = moments(rest)
+    path, loss = follow(jnp.asarray(np.diff(steps, prepend=0)))  # the first gap is of no step
+    filters = np.concatenate([np.asarray(path[side]["kernel"]) for side in ("for", "against")], -1)
+    return film(
+        0,
+        steps,
+        {"training loss": loss},
+        vectors={"filters": filters},
+        signs={"filters": np.repeat([1, -1], width)},
+        patterns={"filters": PATTERNS},
+        units=2 * width,
+    )

@@ -8,6 +8,8 @@
   const label = Object.fromEntries(data.branches.map((branch) => [branch.name, branch.label]));
   const state = { ...data.first };
   const views = [];
+  /** What the films' script shares with this one; it adds itself to `told`. */
+  const shared = (window.secateur = { state, tip, inflate, told: [], pick });
   let maps = null; // counts of live weights, one array a map, once inflated
   root.classList.add("scripted");
 
@@ -37,6 +39,12 @@
     show();
   }
 
+  /** Select what a film belongs to, as far as it is a run of this page. */
+  function pick(row) {
+    const run = { ...state, ...row };
+    if (data.runs[run.branch]?.[run.seed]?.[run.level]) select(run);
+  }
+
   function show() {
     const run = data.runs[state.branch]?.[state.seed] ?? {};
     const here = run[state.level];
@@ -60,6 +68,7 @@
       view.signal("picked_branch", state.branch).signal("picked_seed", state.seed);
       view.signal("picked_level", state.level).runAsync();
     }
+    for (const tell of shared.told) tell(state);
   }
 
   function put(selector, text) {
