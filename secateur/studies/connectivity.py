@@ -78,7 +78,7 @@ _QUICK: dict[str, Any] = {
     "hidden": (100, 50),
     "steps": 600,
     "evaluate_every": 20,
-    "rewinds": (20, 100, 300),
+    "rewinds": (20, 300),
     "compared": 1000,
 }
 presets: dict[str, Fields] = {
