@@ -106,6 +106,23 @@ def cosine_record(
 
 
 @dataclass(frozen=True)
+class _Weights:
+    layers: tuple[str, ...] | None
+
+    def __call__(
+        self, network: Network, params: Params, stats: Stats, mask: Mask
+    ) -> dict[str, jax.Array]:
+        return {k: w for k, (w, _) in _kernels(params, mask, self.layers).items()}
+
+
+def weight_record(
+    steps: tuple[int, ...], *, layers: Sequence[str] | None = None, name: str = "weights"
+) -> Record:
+    """The kernel (steps, ...) of each prunable layer itself: for films of small networks."""
+    return Record(name, _Weights(_named(layers)), steps)
+
+
+@dataclass(frozen=True)
 class _Moved:
     masked: bool
 

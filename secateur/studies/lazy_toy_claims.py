@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.lab.verdicts import Claim
 from secateur.studies.figures import Branch, Curves
-from secateur.studies.measured import Measured, Row
+from secateur.studies.measured import Measured, Row, numbers
 
 REWINDS = ("rewind", "random", "none")
 WAYS = {
@@ -89,14 +89,7 @@ def found(
     rows: Sequence[Row], what: str, way: str, density: float, **axes: float
 ) -> dict[int, float]:
     """seed -> a number of one way of rewinding, at the level nearest to a density."""
-    best: dict[int, tuple[float, float]] = {}
-    for row in rows:
-        if way not in row.get(what, {}) or any(row[k] != v for k, v in axes.items()):
-            continue
-        off = abs(math.log(row["density"] / density))
-        if off < 0.12 and off < best.get(row["seed"], (math.inf, 0.0))[0]:
-            best[row["seed"]] = off, row[what][way]
-    return {seed: value for seed, (_, value) in best.items()}
+    return numbers(rows, f"{what}.{way}", density, **axes)
 
 
 def ratio(what: str, way: str, density: float, over: Mapping[str, float], under: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log
+from math import inf, log
 from typing import Any
 
 from secateur.lab.verdicts import Claim, Verdict, judge
@@ -64,6 +64,36 @@ def at(rows: Sequence[Row], branch: str, density: float) -> dict[int, Row]:
         if best is None or abs(log(row["density"] / density)) < abs(log(best["density"] / density)):
             found[row["seed"]] = row
     return found
+
+
+def numbers(
+    rows: Sequence[Row], path: str, density: float | None = None, off: float = 0.12, **where: Any
+) -> dict[int, float]:
+    """seed -> the number at a dotted path, of the rows that have it and agree with ``where``.
+
+    Args:
+        density: of several rows of a seed the nearest to it counts, if |log| of the ratio is below
+            ``off``; None: the last row.
+    """
+    best: dict[int, tuple[float, float]] = {}
+    for row in rows:
+        if any(row.get(name) != wanted for name, wanted in where.items()):
+            continue
+        part: Any = row
+        for name in path.split("."):
+            part = part.get(name) if isinstance(part, Mapping) else None
+        if part is None:
+            continue
+        away = 0.0 if density is None else abs(log(row["density"] / density))
+        seed = row["seed"]
+        if density is None or (away < off and away < best.get(seed, (inf, 0.0))[0]):
+            best[seed] = away, float(part)
+    return {seed: found for seed, (_, found) in best.items()}
+
+
+def paired(of: Callable[[float, float], float], a: Any, b: Any) -> dict[int, float]:
+    """per seed: ``of`` the values of two maps, where both have one."""
+    return {seed: of(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())}
 
 
 def difference(of: Value, a: tuple[str, float], b: tuple[str, float]) -> Any:

@@ -15,6 +15,8 @@ STUDIES: dict[str, str] = {
     "ntt-outputs": "secateur.studies.ntt_outputs",
     "kernel-watch": "secateur.studies.kernel_watch",
     "lazy-toy": "secateur.studies.lazy_toy",
+    "feature-dynamics": "secateur.studies.feature_dynamics",
+    "lazy-mnist": "secateur.studies.lazy_mnist",
     "xord": "secateur.studies.xord",
     "unit-pruning": "secateur.studies.unit_pruning",
     "random-labels": "secateur.studies.random_labels",

@@ -1,0 +1,256 @@
+"""What Kumar claims of the features of tickets, as data, and what the page says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secateur.lab.verdicts import Claim
+from secateur.studies.figures import Branch, Curves
+from secateur.studies.lazy_toy_claims import citation as _toy
+from secateur.studies.measured import Measured, Row, numbers, paired
+
+ALONG = 1000  # levels from here on are records of a watched level
+ARMS = {
+    "ticket": Branch(
+        "ticket", "ticket", "The mask found by magnitude, on the dense network's initial weights."
+    ),
+    "control": Branch("control", "new weights", "The ticket's mask on a new draw of weights."),
+    "shuffled": Branch(
+        "shuffled", "shuffled mask", "The ticket's mask permuted, on the initial weights."
+    ),
+    "none": Branch(
+        "none", "not rewound", "Pruned to the same counts, training goes on where it was."
+    ),
+}
+branches = tuple(ARMS.values())
+citation = _toy[:1]
+
+_X: dict[str, Any] = {
+    "x": "density",
+    "x_title": "weights remaining",
+    "x_log": True,
+    "x_reverse": True,
+    "percent_x": True,
+}
+_CAPTION = "|G - G_dense| / |G_dense| of the Gram matrices of pre-activations on the same examples"
+LAYERS = ("layer 1", "layer 2", "layer 3")
+figures = (
+    *(
+        Curves(
+            name=f"end-{layer.replace(' ', '-')}",
+            title=f"How far features end from the dense network's, {layer}",
+            caption=f"{_CAPTION}, at the last step.",
+            y=f"features.{layer}.relative_end",
+            y_title="relative distance",
+            **_X,
+        )
+        for layer in LAYERS
+    ),
+    Curves(
+        name="start",
+        title="And where they begin, layer 1",
+        caption=f"{_CAPTION}, at the first step. What is not rewound begins trained, beside a "
+        "dense network that is not.",
+        y="features.layer 1.relative_start",
+        y_title="relative distance",
+        **_X,
+    ),
+    Curves(
+        name="alignment",
+        title="Alignment at the end, layer 1",
+        caption="<G, G_dense> / (|G| |G_dense|): 1 for matrices equal but for their scale.",
+        y="features.layer 1.alignment_end",
+        y_title="alignment",
+        **_X,
+    ),
+    *(
+        Curves(
+            name=f"along-{k}",
+            title=f"On the way, layer 1, at the {'first' if k == 0 else 'second'} watched level",
+            caption=f"{_CAPTION}, at equal steps.",
+            x="step",
+            y=f"along.w{k}.layer 1.relative",
+            x_title="step",
+            y_title="relative distance",
+        )
+        for k in range(2)
+    ),
+    Curves(
+        name="accuracy",
+        title="Test accuracy",
+        caption="At the last step.",
+        y="accuracy",
+        y_title="test accuracy",
+        percent_y=True,
+        **_X,
+    ),
+    Curves(
+        name="loss",
+        title="Loss over the variance of the labels",
+        caption="Over all inputs, in closed form.",
+        y="loss",
+        y_title="loss over variance",
+        y_log=True,
+        **_X,
+    ),
+)
+
+
+def name_of(arm: str, alpha: float, several: bool) -> str:
+    """A line's name."""
+    return f"{ARMS[arm].label}, alpha {alpha:g}" if several else arm
+
+
+def feature(
+    rows: Sequence[Row], what: str, arm: str, density: float, layer: str = "layer 1", **more: Any
+) -> dict[int, float]:
+    """seed -> a number of a network's features beside the dense one's."""
+    return numbers(rows, f"features.{layer}.{what}", density, arm=arm, **more)
+
+
+def of(what: str, arm: str, density: float, **more: Any) -> Any:
+    """per seed: a number of one network."""
+    return lambda rows: feature(rows, what, arm, density, **more)
+
+
+def apart(what: str, arm: str, density: float, other: str = "ticket", **more: Any) -> Any:
+    """per seed: a number of one network less the ticket's."""
+
+    def per_seed(rows: Sequence[Row]) -> dict[int, float]:
+        a = feature(rows, what, arm, density, **more)
+        return paired(lambda x, y: x - y, a, feature(rows, what, other, density, **more))
+
+    return per_seed
+
+
+_SOURCE = "Kumar, figure 5"
+_SECOND = "Kumar, section 2.2"
+
+
+def _claim(
+    id: str,
+    source: str,
+    statement: str,
+    measure: str,
+    per_seed: Any,
+    comparison: str,
+    margin: float,
+) -> Measured:
+    return Measured(Claim(id, source, statement, measure, comparison, margin), per_seed)
+
+
+def _of_alpha(alpha: float) -> tuple[Measured, ...]:
+    end = f"alpha {alpha:g}, layer 1"
+    more: Mapping[str, Any] = {"alpha": alpha}
+    levels = ((0.41, "41 %"), (0.168, "17 %"), (0.069, "7 %"))
+    return (
+        *(
+            _claim(
+                f"K-8 {words} alpha {alpha:g}",
+                _SOURCE,
+                "A ticket's features converge to those of the full network.",
+                f"relative distance at the last step over that at the first, ticket of {words}, "
+                + end,
+                of("ratio", "ticket", density, **more),
+                "below",
+                0.5,
+            )
+            for density, words in levels
+        ),
+        _claim(
+            f"K-9 alpha {alpha:g}",
+            _SECOND,
+            "This does not hold with random weights.",
+            f"relative distance at the last step over that at the first, new weights, 41 %, {end}",
+            of("ratio", "control", 0.41, **more),
+            "above",
+            0.5,
+        ),
+        _claim(
+            f"K-9b alpha {alpha:g}",
+            _SECOND,
+            "A ticket ends nearer to the full network than its mask with random weights.",
+            f"relative distance at the last step, 41 %, {end}: new weights minus ticket",
+            apart("relative_end", "control", 0.41, **more),
+            "above",
+            0.0,
+        ),
+        _claim(
+            f"K-9c alpha {alpha:g}",
+            _SECOND,
+            "And nearer than what is not rewound.",
+            f"relative distance at the last step, 41 %, {end}: not rewound minus ticket",
+            apart("relative_end", "none", 0.41, **more),
+            "above",
+            0.0,
+        ),
+        _claim(
+            f"mask alpha {alpha:g}",
+            "asked here",
+            "The mask matters: shuffled, the same weights end further away.",
+            f"relative distance at the last step, 41 %, {end}: shuffled mask minus ticket",
+            apart("relative_end", "shuffled", 0.41, **more),
+            "above",
+            0.0,
+        ),
+        _claim(
+            f"K-8 dynamics alpha {alpha:g}",
+            _SECOND,
+            "Tickets have the same feature dynamics as the full network, others have not.",
+            f"relative distance over all of training, mean, 41 %, {end}: new weights minus ticket",
+            apart("relative_mean", "control", 0.41, **more),
+            "above",
+            0.0,
+        ),
+    )
+
+
+claims = (
+    *(claim for alpha in (0.5, 1.0, 4.0) for claim in _of_alpha(alpha)),
+    *(
+        _claim(
+            f"K-8 {layer}",
+            _SOURCE,
+            f"So it is in {layer}.",
+            f"relative distance at the last step over that at the first, ticket of 41 %, {layer}",
+            of("ratio", "ticket", 0.41, layer=layer),
+            "below",
+            0.5,
+        )
+        for layer in LAYERS[1:]
+    ),
+)
+
+
+def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
+    """What was run, and how far tickets' features come."""
+    if fields.world == "toy":
+        begun = f"A committee machine of {fields.units} units and {fields.inputs} inputs, "
+        begun += f"{fields.steps:,} steps a level."
+    else:
+        shape = "-".join(map(str, fields.hidden))
+        begun = f"An MLP {shape} on {data}, {fields.steps:,} steps a level."
+    said = []
+    for arm, branch in ARMS.items():
+        ends = [feature(rows, f"relative_{k}", arm, 0.41) for k in ("start", "end")]
+        if all(ends):
+            first, last = (sum(e.values()) / len(e) for e in ends)
+            said.append(f"{branch.label} {first:.2f} to {last:.2f}")
+    if not said:
+        return begun
+    what = "Distance to the dense network's features at 41 % of the weights, first step to last: "
+    return f"{begun} {what}{'; '.join(said)}."
+
+
+def notes(rows: Sequence[Row], fields: Any) -> list[str]:
+    """What a reader must know to read the numbers rightly."""
+    grams = "Gram matrices as Kumar takes them, H H^T: a ticket of density rho begins with about "
+    grams += (
+        "rho times its parent's, so that the distance mixes scale and direction; alignment "
+    )
+    grams += f"does not see scale. Rows of level {ALONG:,} and more are records on the way."
+    said = [grams]
+    if len(fields.alphas) > 1:
+        said.append("The sentence above is over all output scales; the claims are one by one.")
+    return said
