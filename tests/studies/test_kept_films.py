@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from secateur.core.errors import SecateurError
-from secateur.studies import films
+from secateur.studies import films, xord
 
 STEPS = [0, 1, 5]
 
@@ -139,3 +140,53 @@ def test_to_make_films_loads_no_jax() -> None:
 
     code = "import sys, secateur.studies.films; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- the films of xord -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rest", [0, 1, 19, 20, 21, 61, 978, 25_830])
+def test_frames_of_xord_rise_to_the_rest_and_miss_no_early_step(rest: int) -> None:
+    steps = xord.moments(rest)
+    assert (steps[0], steps[-1]) == (0, rest)
+    assert np.all(np.diff(steps) > 0)
+    assert set(range(min(rest, 20) + 1)) <= set(steps.tolist())
+    assert len(steps) <= 61
+
+
+@pytest.mark.long
+def test_a_film_of_xord_ends_where_its_network_does(tmp_path: Path) -> None:
+    import jax
+    import msgspec
+
+    from secateur.core.keys import key
+    from secateur.data import toys
+    from secateur.lab.progress import Progress
+    from secateur.lab.run import run
+    from secateur.lab.store import Store
+    from secateur.networks.xord import draw
+    from secateur.report.films import read
+    from secateur.train.xord import separate
+
+    fields = msgspec.structs.replace(xord.presets["quick"], widths=(3,), runs=4, steps=500)
+    store, cells = Store(tmp_path), xord.cells(fields, (0, 1), "")
+    run(cells, xord.work, store, "serial", progress=Progress(quiet=True))
+    first, second = (store.read(cell) for cell in cells)
+    assert "films" not in second.values
+    assert not second.arrays  # one film a width
+    [kept] = read(first.values, first.arrays, 0)
+    a, b = jax.random.split(jax.random.split(key(0, "xord"), 4)[0])
+    x, y = toys.xord(b, fields.examples, fields.pairs, fields.diverse)
+    begun = draw(a, 3)
+    rows = 500
+    end = separate(begun, x, y, rate=fields.c_rate / 3, gamma=8.0, steps=500, rows=rows)
+    path = np.concatenate([end.path[side]["kernel"] for side in ("for", "against")], axis=-1)
+    steps = kept.arrays["steps"]
+    np.testing.assert_allclose(
+        kept.arrays["vectors:filters"], path[steps].swapaxes(1, 2), rtol=1e-4, atol=1e-6
+    )
+    assert steps[-1] == min(500, int(end.steps))
+    assert kept.arrays["loss:training loss"][-1] == pytest.approx(
+        float(end.loss), rel=1e-4, abs=1e-6
+    )
+    assert kept.arrays["sign:filters"].tolist() == [1, 1, 1, -1, -1, -1]
