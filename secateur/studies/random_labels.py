@@ -3,8 +3,9 @@
 Zhang et al. 2017: a network fits labels that were drawn at random, and then is right on no other
 image. Here the training labels are permuted, validation and test labels stay true. Under both kinds
 of labels the network is pruned level by level and rewound; beside it the ticket's mask with new
-weights. Is there a ticket where nothing can be generalised? Do weights move further, do units and
-features align less?
+weights, and, of permuted labels, the ticket trained on labels that were permuted in another way. Is
+there a ticket where nothing can be generalised, and is it one for these labels or for any? Do
+weights move further, do units and features align less?
 
 A cell is one seed under one kind of labels: the chain, its controls, a row a level of each. Both
 kinds begin at the same weights and see the images in the same order. Nothing but the training
@@ -25,6 +26,7 @@ from secateur.studies import gains, subsets, tickets, trained
 from secateur.studies.random_labels_claims import (
     FITTED,
     LABELS,
+    OTHER,
     branches,
     citation,
     claims,
@@ -99,9 +101,10 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
         data: SHA-256 of the data set.
     """
     told, address = trained.described(fields), trained.data_address(data)
-    cost = float((2 * fields.levels + 1) * fields.steps)
+    trainings = {"true": 2 * fields.levels + 1, "permuted": 3 * fields.levels + 2}
+    costs = {labels: float(trainings[labels] * fields.steps) for labels in LABELS}
     return [
-        Cell(name, meaning, told, seed, {"labels": labels}, address, cost=cost)
+        Cell(name, meaning, told, seed, {"labels": labels}, address, cost=costs[labels])
         for seed in seeds
         for labels in LABELS
     ]
@@ -110,7 +113,7 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
 def takes(fields: Fields) -> dict[str, Any]:
     """What a cell takes: steps, CPU seconds a step, compiled programs, bytes of memory and disk."""
     return {
-        "steps": (2 * fields.levels + 1) * fields.steps,
+        "steps": (3 * fields.levels + 2) * fields.steps,
         "seconds_per_step": 1.5 * tickets.seconds_per_step(fields),
         "programs": "1 of training, 1 of evaluation, 1 of features",
         "memory": 1e9 + 3e4 * fields.probe + 1e4 * fields.examples,
@@ -131,18 +134,24 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     """A chain of tickets and its controls, under one kind of labels. The lab drives it."""
     from dataclasses import replace
 
+    from secateur.prune import lottery as prune
     from secateur.train.records import Record
 
     fields, labels, seed = msgspec.convert(cell.fields, Fields), cell.place["labels"], cell.seed
     truth = sets(fields)
     data = truth if labels == "true" else subsets.permuted(truth, seed)
+    other = None if labels == "true" else subsets.permuted(truth, seed, "other labels")
     network, recipe = tickets.dense_network(fields, data), trained.recipe(fields)
     x, at = subsets.probe(data, fields.probe)
     steps = tuple(range(0, fields.steps + 1, fields.evaluate_every))
-    seen = Record("right", _right, steps, (x, data.train.labels[at]))
-    watched = lambda level, training: replace(training, records=(seen,))
 
-    def row(branch: str, level: int, begins: Start, fitted: Fitted) -> dict[str, Any]:
+    def watched(level: int, training: Training) -> Training:
+        seen = Record("right", _right, steps, (x, training.data.train.labels[at]))
+        return replace(training, records=(seen,))
+
+    def row(
+        branch: str, level: int, begins: Start, fitted: Fitted, data: Sets = data
+    ) -> dict[str, Any]:
         return {
             "branch": branch,
             "level": level,
@@ -163,6 +172,15 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         fitted = yield watched(level, asked)
         rows.append(row(control_of(labels), level, begins, fitted))
         checks.append(fitted.checks)
+    if other is not None:
+        for one in ticket:
+            way = prune.BRANCHES["rewind"] if one.level else None  # images in the ticket's order
+            asked = prune.training(
+                way, one.level, seed, network, other, recipe, one.start, shrink=False
+            )
+            fitted = yield watched(one.level, asked)
+            rows.append(row(OTHER, one.level, one.start, fitted, other))
+            checks.append(fitted.checks)
     changed = float((truth.train.labels != data.train.labels).mean())
     return Result({"rows": rows, "changed": changed}, {}, gains.together(checks))
 

@@ -11,6 +11,7 @@ from secateur.studies.gains import DENSITY, SPARSE, dense, gain, less, mean, ove
 from secateur.studies.measured import LAST, Measured, Row, value
 
 LABELS = ("true", "permuted")
+OTHER = "permuted, other labels"
 FITTED = 0.99  # a training set counts as fitted from this share on
 
 
@@ -31,6 +32,12 @@ branches = (
         "permuted, control",
         "permuted labels: re-initialised",
         "The mask of that ticket with new weights, the same permuted labels.",
+    ),
+    Branch(
+        OTHER,
+        "that ticket, other labels",
+        "The ticket of permuted labels, mask and initial weights, trained on labels that were "
+        "permuted in another way.",
     ),
 )
 citation = (
@@ -212,6 +219,22 @@ claims = (
         "A ticket exists under random labels too: it fits more of them than new weights do.",
         f"training accuracy under permuted labels, ticket minus control, {_sparse}",
         gain(TRAIN, "permuted", "permuted, control"),
+        unit="points",
+    ),
+    _claim(
+        "RL-1m",
+        _OURS,
+        "It is a ticket for these labels: of others, permuted in another way, it fits fewer.",
+        f"training accuracy, ticket on its own labels minus on others, {_sparse}",
+        gain(TRAIN, "permuted", OTHER),
+        unit="points",
+    ),
+    _claim(
+        "RL-1o",
+        _OURS,
+        "And of others, too, it fits more than new weights under its mask fit of its own.",
+        f"training accuracy, ticket on other permuted labels minus control, {_sparse}",
+        gain(TRAIN, OTHER, "permuted, control"),
         unit="points",
     ),
     _claim(

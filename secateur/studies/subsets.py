@@ -54,10 +54,13 @@ def part(dataset: str, validation: int, split_seed: int, examples: int) -> Sets:
     return replace(sets, train=kept, split={**sets.split, "examples": examples})
 
 
-def permuted(data: Sets, seed: int) -> Sets:
+def permuted(data: Sets, seed: int, stream: str = "labels") -> Sets:
     """The same sets with the training labels in another order; validation and test stay true.
 
     So every class keeps its number of training examples (Zhang et al. 2017 draw each label anew).
+
+    Args:
+        stream: its name under the seed: another name, another order.
     """
     from dataclasses import replace
 
@@ -67,11 +70,11 @@ def permuted(data: Sets, seed: int) -> Sets:
     from secateur.core.keys import key
     from secateur.data.examples import Examples
 
-    draws = np.asarray(jax.random.bits(key(seed, "labels"), (len(data.train),)))
+    draws = np.asarray(jax.random.bits(key(seed, stream), (len(data.train),)))
     labels = data.train.labels[np.argsort(draws, kind="stable")]
     train = Examples(data.train.images, labels)
     # The split names the labels, so that no compiled program takes two sets for one.
-    return replace(data, train=train, split={**data.split, "labels": f"permuted by seed {seed}"})
+    return replace(data, train=train, split={**data.split, "labels": f"{stream} of seed {seed}"})
 
 
 def probe(data: Sets, most: int) -> tuple[np.ndarray, np.ndarray]:

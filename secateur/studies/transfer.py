@@ -167,7 +167,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         }
         return Result({"rows": rows}, arrays, gains.together([c.fitted.checks for c in chain]))
 
-    dense, ways = rows_of(inputs["target"].values)[0], tuple(_LIKE)
+    dense, ways = rows_of(inputs["target"].values)[0], tuple(LIKE)
     about = {"from": cell.place["from"]}
     rows = [{**dense, **about, "branch": branch_of(way, target), "way": way} for way in ways]
     checks = []
@@ -175,7 +175,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
         mask = _mask(inputs["source"], level, network, seed)
         for way in ways:
             begins = _start(way, level, seed, network, mask)
-            branch = lottery.BRANCHES[_LIKE[way]]
+            branch = lottery.BRANCHES[LIKE[way]]
             fitted = yield lottery.training(
                 branch, level, seed, network, data, recipe, begins, shrink=False
             )
@@ -185,7 +185,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
 
 
 # A carried ticket sees the images in the order in which the target's own ticket does.
-_LIKE = {"carried": "rewind", "control": "control", "shuffled": "shuffled"}
+LIKE = {"carried": "rewind", "control": "control", "shuffled": "shuffled"}
 
 
 def _at(level: int, leaf: str) -> str:
