@@ -173,7 +173,7 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
 def notes(rows: Sequence[Row], fields: Any) -> list[str]:
     """What a reader must know to read the numbers rightly."""
     rates = sorted({row["rate"] for row in rows})
-    falls = f", a tenth of it from steps {', '.join(map(str, fields.drops))} on each"
+    falls = f"; they fall to a tenth at each of the steps {', '.join(map(str, fields.drops))}"
     said = [
         f"Rates are those of the first step{falls if fields.drops else ''}; momentum 0.9.",
         "Each rate prunes by what it trained, so two rates differ in their masks too.",
