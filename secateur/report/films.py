@@ -111,7 +111,7 @@ def pack(films: Sequence[Film], limit: int) -> Packed:
         frames = fewer
         made = [packed(film, evenly(film.frames, n)) for film, n in zip(ordered, frames)]
     fit = int(np.sum(np.cumsum([len(m["packed"]) for m in made]) <= limit))
-    shown = made[:fit] if fit < len(made) else made
+    shown = made[: max(1, fit)]
     thinned = (sum(len(m["steps"]) for m in shown), sum(m["all"] for m in shown))
     return Packed(shown, controls(shown), thinned, len(made) - len(shown))
 

@@ -15,21 +15,23 @@ BLUE, ORANGE, GREY = (11, 107, 176), (204, 79, 8), (206, 211, 216)
 LINES = 40  # of the table
 
 
-def pictures(film: Film) -> list[dict[str, str]]:
-    """Vectors of the first layer and the first Gram, at the first frame and at the last."""
-    found = []
+def pictures(film: Film) -> list[list[dict[str, str]]]:
+    """At the first frame and at the last: vectors of the first layer, Grams of the first layer."""
+    both = []
     steps = film.arrays["steps"]
     for t in (0, film.frames - 1):
+        found = []
         when = f"step {int(steps[t]):,}"
         for name, v in list(film.parts("vectors").items())[:1]:
             drawn = plane(v[t, :, :2], film.parts("sign").get(name))
-            words = f"Weight vectors of {name} in the plane, {when}; the longest reaches the edge"
+            words = f"Weight vectors of {name}, first two coordinates, {when}; longest to the edge"
             found.append({"source": png.address(drawn), "words": words})
         for layer, networks in list(film.grams().items())[:1]:
             for network, gram in networks.items():
                 words = f"Gram matrix of {layer}, {network}, {when}"
                 found.append({"source": png.address(matrix(gram[t])), "words": words})
-    return found
+        both.append(found)
+    return both
 
 
 def table(films: Sequence[Film]) -> list[dict[str, Any]]:

@@ -51,7 +51,8 @@ def film(
             index, flattened. In the plane they are kept as they are; longer ones in their first
             principal directions over all frames and units (about 0, not about their mean), with
             the norms and cosines of the whole vectors beside them.
-        grams: layer -> network -> (T, n, n), of the same n examples.
+        grams: layer -> network -> (T, n, n), of the same n examples; 50 to 100 of them are seen
+            well, and the film's size grows with their square.
         labels: (n,), the class of each of these, in rising order.
         signs: layer -> (units,) of 1 and -1, which side a unit is on.
         patterns: layer -> (p, 2), directions to be drawn behind vectors of the plane.

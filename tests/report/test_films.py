@@ -168,6 +168,11 @@ def test_films_share_the_room_and_say_what_is_missing() -> None:
     assert [m["place"]["seed"] for m in few.films] == sorted(m["place"]["seed"] for m in few.films)
 
 
+def test_a_film_larger_than_all_room_is_shown_alone() -> None:
+    found = module.pack(films(), 10)
+    assert (len(found.films), found.left_out) == (1, 11)
+
+
 def test_there_is_a_control_for_what_tells_films_apart() -> None:
     told = {c["name"]: c["values"] for c in module.pack(films(), module.LIMIT).controls}
     assert told == {"branch": ["rewind", "none"], "level": [1, 3, 5], "seed": [0, 1]}
@@ -225,8 +230,8 @@ def test_what_was_thinned_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reader_without_script_finds_pictures_and_a_table(text: str) -> None:
     shown = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.S)
-    assert shown.count('<div class="film-stills">') == 1
-    assert "Weight vectors of dense_1/kernel in the plane, step 110" in shown
+    assert shown.count('<div class="film-stills">') == 2
+    assert "Weight vectors of dense_1/kernel, first two coordinates, step 110" in shown
     assert "Gram matrix of dense_1/kernel, ticket, step 0" in shown
     assert shown.count("branch rewind, level 3, seed 1") == 1
     assert "0 to 110" in shown

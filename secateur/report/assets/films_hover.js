@@ -35,7 +35,7 @@
       const t = Math.round(state.at);
       const said = { title: `Unit ${unit}`, Norm: short(layer.norm(t, unit)) };
       if (layer.signs) said.Side = layer.signs[unit] < 0 ? "against" : "for";
-      if (layer.coordinates === 2) said.Angle = `${((Math.atan2(layer.along(t, unit, 1), layer.along(t, unit, 0)) * 180) / Math.PI).toFixed(1).replace("-", "−")}°`;
+      if (layer.coordinates === 2 && layer.norm(t, unit)) said.Angle = `${((Math.atan2(layer.along(t, unit, 1), layer.along(t, unit, 0)) * 180) / Math.PI).toFixed(1).replace("-", "−")}°`;
       const joined = cache[`edges ${t}`]?.filter(({ i, j }) => i === unit || j === unit).length;
       if (joined !== undefined) said.Edges = String(joined);
       return said;

@@ -48,17 +48,17 @@
   function show() {
     const run = data.runs[state.branch]?.[state.seed] ?? {};
     const here = run[state.level];
-    const part = here && here[0] !== null ? `${percent(here[0])} of weights` : "not reached";
+    const part = !here ? "not reached" : here[0] === null ? "" : `${percent(here[0])} of weights`;
     for (const button of all("#branches button")) button.setAttribute("aria-pressed", button.dataset.branch === state.branch);
     for (const button of all("#seeds button")) button.setAttribute("aria-pressed", Number(button.dataset.seed) === state.seed);
-    put("#selected", `${label[state.branch]}, seed ${state.seed}, level ${state.level} (${part})`);
+    put("#selected", `${label[state.branch]}, seed ${state.seed}, level ${state.level}${part && ` (${part})`}`);
     put("#table-where", `${label[state.branch]}, seed ${state.seed}`);
     put("#maps-where", `: seed ${state.seed}, level ${state.level}`);
-    put("#level-words", `${state.level} · ${part}`);
+    put("#level-words", `${state.level}${part && ` · ${part}`}`);
     const slider = find("#level");
     if (slider) {
       slider.value = state.level;
-      slider.setAttribute("aria-valuetext", `level ${state.level}, ${part}`);
+      slider.setAttribute("aria-valuetext", `level ${state.level}${part && `, ${part}`}`);
     }
     const mine = (node) => node.dataset.branch === state.branch && Number(node.dataset.seed) === state.seed;
     for (const node of all(".card, .runs a")) node.classList.toggle("here", mine(node));
