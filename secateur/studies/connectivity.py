@@ -203,12 +203,6 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Trains:
             arrays |= {f"level {level}/{k}": m for k, m in trained.pack_mask(begins.mask).items()}
         else:  # random masks follow one another: what was trained under them says nothing
             previous = lottery.Before(begins.mask, initial, stats)
-    ends = [(rows[-1], "error", 1000)]
-    ends += [(rows[0], "dense_error", 2000)] if own_masks else []
-    lines = [point for row, word, place in ends for point in _profile(row, word, place)]
-    for row in rows:
-        del row["line"]
-    rows += lines
     return Result({"rows": rows}, arrays, checks)
 
 
@@ -251,7 +245,6 @@ def _pair(cell: Cell, fields: Fields, asked: Training, begins: Start) -> Trains:
         "stable": found["test"].stable,
         "stable_train": found["train"].stable,
         "apart": _apart(begins.params, first.params, second.params),
-        "line": found["test"],
     }
     return first, row, held
 
@@ -290,16 +283,6 @@ def _apart(start: Any, first: Any, second: Any) -> float:
     ]
     went = [np.linalg.norm(end - flat[0]) for end in flat[1:]]
     return float(np.linalg.norm(flat[1] - flat[2]) / np.mean(went))
-
-
-def _profile(row: Mapping[str, Any], word: str, place: int) -> list[dict[str, Any]]:
-    """A level's line in test error, a row a point; their levels stand behind those of the chain."""
-    line = row["line"]
-    about = {"branch": row["branch"], "density": None}
-    return [
-        {**about, "level": place + k, "position": float(t), word: float(error)}
-        for k, (t, error) in enumerate(zip(line.positions, line.error))
-    ]
 
 
 def _mask(ticket: Result, level: int, like: Any) -> Any:

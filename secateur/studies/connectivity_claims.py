@@ -26,6 +26,9 @@ def name_of(branch: str, step: int) -> str:
 
 branches = (
     Branch("rewind", "ticket", "Pruned by magnitude, back to its initial weights at every level."),
+    Branch("control", "re-initialised", "The ticket's mask with a new draw of weights."),
+    Branch("shuffled", "mask shuffled", "Initial weights; the mask permuted inside each layer."),
+    Branch("random", "random mask", "Initial weights; as many weights a layer, chosen at random."),
     *(
         Branch(
             f"step {k}",
@@ -34,9 +37,6 @@ branches = (
         )
         for k in STEPS
     ),
-    Branch("control", "re-initialised", "The ticket's mask with a new draw of weights."),
-    Branch("shuffled", "mask shuffled", "Initial weights; the mask permuted inside each layer."),
-    Branch("random", "random mask", "Initial weights; as many weights a layer, chosen at random."),
 )
 citation = (
     """@inproceedings{frankle2020linear,
@@ -53,12 +53,6 @@ _DENSITY: dict[str, Any] = {
     "x_log": True,
     "x_reverse": True,
     "percent_x": True,
-}
-_LINE: dict[str, Any] = {
-    "x": "position",
-    "x_title": "position on the line",
-    "y_title": "test error",
-    "percent_y": True,
 }
 _BARRIER = "Highest point of the line between two copies, over the mean of its ends"
 figures = (
@@ -78,20 +72,6 @@ figures = (
         y="barrier.train_loss",
         y_title="barrier in training loss",
         **_DENSITY,
-    ),
-    Curves(
-        name="line",
-        title="From one copy to the other, at the last level",
-        caption="Test error on the straight line between the sparsest networks.",
-        y="error",
-        **_LINE,
-    ),
-    Curves(
-        name="line_dense",
-        title="The same of dense networks",
-        caption="Copies of the dense network that part at the start, or at a later step.",
-        y="dense_error",
-        **_LINE,
     ),
     Curves(
         name="accuracy",
@@ -131,7 +111,7 @@ ACCURACY = value("accuracy", 100)
 
 def chain(rows: Sequence[Row], branch: str) -> dict[tuple[int, int], Row]:
     """(seed, level) -> the row of a line of networks."""
-    own = [row for row in rows if row["branch"] == branch and "barrier" in row]
+    own = [row for row in rows if row["branch"] == branch]
     return {(row["seed"], row["level"]): row for row in own}
 
 
@@ -180,7 +160,7 @@ def judged(rows: Sequence[Row], controls: bool) -> dict[int, list[tuple[bool, bo
     dense = {s: row["accuracy"] for (s, level), row in chain(rows, "rewind").items() if not level}
     found: dict[int, list[tuple[bool, bool]]] = {}
     for row in rows:
-        if "barrier" not in row or not row["level"] or row["seed"] not in dense:
+        if not row["level"] or row["seed"] not in dense:
             continue
         if controls or row["branch"] not in CONTROLS:
             matching = row["accuracy"] >= dense[row["seed"]] - MATCHING
@@ -221,7 +201,7 @@ def at_equal_density(rows: Sequence[Row]) -> dict[int, float]:
     """
     groups: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
-        if "barrier" in row and row["level"]:
+        if row["level"]:
             groups.setdefault((row["seed"], row["level"]), []).append(row)
     found: dict[int, list[float]] = {}
     for (seed, _), own in sorted(groups.items()):
@@ -316,7 +296,7 @@ claims = (
     ),
     _claim(
         "MATCH-1b",
-        "And so do all sparse networks.",
+        "Sparse networks of any kind match only where they are stable.",
         "the same of tickets and controls",
         lambda rows: stable_where_matching(rows, controls=True),
         margin=95.0,
@@ -351,16 +331,16 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
     said = []
     dense = at(rows, "rewind", 1.0)
     if dense:
-        said.append(f"dense {_mean(dense):.1f}")
+        said.append(f"dense: {_mean(dense):.1f}")
     for branch in branches:
         found = at(rows, branch.name, SPARSE)
         if found:
-            said.append(f"{branch.label} {_mean(found):.1f}")
+            said.append(f"{branch.label}: {_mean(found):.1f}")
     if not said:
         return begun
     return (
-        f"{begun} Barrier in test error, in points, dense and then with 3.5 % of the weights: "
-        f"{', '.join(said)}."
+        f"{begun} Barrier in test error, in points, all others with 3.5 % of the weights. "
+        f"{'; '.join(said)}."
     )
 
 
