@@ -25,8 +25,8 @@ RULES = {
     "rows": "unit by unit, from the inputs that are left",
     "columns": "the Jacobian at the kept weights",
 }
-# Seconds of a kernel below which what is 0 in all examples is not left out: what is changes the
-# program from one call to the next, and compiling it takes longer.
+# Seconds of a kernel below which what is 0 in all examples is not left out, and all units of a layer
+# are taken alike: what is changes the program from one call to the next, and compiling takes longer.
 COMPILED = 0.3
 
 
@@ -187,9 +187,10 @@ class Job:
                 continue
             one, two = left.products[k], right.products[k]
             inputs, units = (np.ones(size, bool) for size in of.weights.shape)
-            if self.plan.seconds > COMPILED:
+            coarse = self.plan.seconds <= COMPILED
+            if not coarse:
                 inputs, units = _live(one, two, same)
-            found = buckets(of.weights, of.bias, inputs, units)
+            found = buckets(of.weights, of.bias, inputs, units, coarse)
             if rule.name == "rows":
                 rules.append(rule)
                 rows.append(found)

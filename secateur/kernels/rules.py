@@ -66,7 +66,11 @@ class Rule(NamedTuple):
 
 
 def buckets(
-    mask: np.ndarray, bias: np.ndarray, live_inputs: np.ndarray, live_units: np.ndarray
+    mask: np.ndarray,
+    bias: np.ndarray,
+    live_inputs: np.ndarray,
+    live_units: np.ndarray,
+    coarse: bool = False,
 ) -> tuple[Bucket, ...]:
     """The inputs that are left of each live unit, as `Bucket`s.
 
@@ -75,17 +79,23 @@ def buckets(
         bias: (units,).
         live_inputs: (inputs,) bool: not 0 in every example.
         live_units: (units,) bool: felt by some output of some example.
+        coarse: all units in one bucket as long as a power of two, so that masks share programs.
     """
     kept = (mask != 0) & live_inputs[:, None]
     counts = np.sum(kept, axis=0)
-    units = np.flatnonzero(live_units & ((counts > 0) | (bias != 0)))
-    units = units[np.argsort(counts[units], kind="stable")]
+    if coarse:
+        units, few = np.arange(len(counts)), 1
+    else:
+        units = np.flatnonzero(live_units & ((counts > 0) | (bias != 0)))
+        units, few = units[np.argsort(counts[units], kind="stable")], BUCKETS
     binary = bool(np.all((mask == 0) | (mask == 1)))
     made = []
-    for some in np.array_split(units, min(BUCKETS, max(1, len(units)))):
+    for some in np.array_split(units, min(few, max(1, len(units)))):
         if not len(some):
             continue
-        longest = -(-max(1, int(counts[some].max())) // 8) * 8  # few lengths: programs are shared
+        most = max(1, int(counts[some].max()))
+        # Few lengths, so that programs are shared.
+        longest = min(len(mask), 1 << (most - 1).bit_length()) if coarse else -(-most // 8) * 8
         inputs = np.full((len(some), longest), len(mask), np.int32)
         weights = np.zeros(inputs.shape, np.float32 if mask.dtype != np.float64 else np.float64)
         for k, unit in enumerate(some):

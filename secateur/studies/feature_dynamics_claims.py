@@ -35,6 +35,7 @@ _X: dict[str, Any] = {
 }
 _CAPTION = "|G - G_dense| / |G_dense| of the Gram matrices of pre-activations on the same examples"
 LAYERS = ("layer 1", "layer 2", "layer 3")
+_NTH = ("first", "second")
 figures = (
     *(
         Curves(
@@ -56,18 +57,34 @@ figures = (
         y_title="relative distance",
         **_X,
     ),
-    Curves(
-        name="alignment",
-        title="Alignment at the end, layer 1",
-        caption="<G, G_dense> / (|G| |G_dense|): 1 for matrices equal but for their scale.",
-        y="features.layer 1.alignment_end",
-        y_title="alignment",
-        **_X,
+    *(
+        Curves(
+            name=f"alignment-{layer.replace(' ', '-')}",
+            title=f"The same without scale, {layer}",
+            caption="Centred alignment <G, G_dense> / (|G| |G_dense|) at the last step: 1 for "
+            "matrices equal but for their scale.",
+            y=f"features.{layer}.centred_alignment_end",
+            y_title="centred alignment",
+            **_X,
+        )
+        for layer in LAYERS
+    ),
+    *(
+        Curves(
+            name=f"along-aligned-{k}",
+            title=f"On the way without scale, layer 1, {_NTH[k]} watched level",
+            caption="Centred alignment with the dense network's Gram at equal steps.",
+            x="step",
+            y=f"along.w{k}.layer 1.centred_alignment",
+            x_title="step",
+            y_title="centred alignment",
+        )
+        for k in range(2)
     ),
     *(
         Curves(
             name=f"along-{k}",
-            title=f"On the way, layer 1, at the {'first' if k == 0 else 'second'} watched level",
+            title=f"On the way, layer 1, {_NTH[k]} watched level",
             caption=f"{_CAPTION}, at equal steps.",
             x="step",
             y=f"along.w{k}.layer 1.relative",
@@ -122,6 +139,10 @@ def apart(what: str, arm: str, density: float, other: str = "ticket", **more: An
         return paired(lambda x, y: x - y, a, feature(rows, what, other, density, **more))
 
     return per_seed
+
+
+def _hundredths(of: Any) -> Any:
+    return lambda rows: {seed: -100 * value for seed, value in of(rows).items()}
 
 
 _SOURCE = "Kumar, figure 5"
@@ -194,6 +215,19 @@ def _of_alpha(alpha: float) -> tuple[Measured, ...]:
             "above",
             0.0,
         ),
+        *(
+            _claim(
+                f"{id} blind to scale, alpha {alpha:g}",
+                _SECOND,
+                f"The same, seen without scale: a ticket ends nearer than {ARMS[arm].label}.",
+                f"centred alignment with the dense network's Gram at the last step, 41 %, {end}: "
+                f"ticket minus {ARMS[arm].label}, in hundredths",
+                _hundredths(apart("centred_alignment_end", arm, 0.41, **more)),
+                "above",
+                0.0,
+            )
+            for id, arm in (("K-9b", "control"), ("K-9c", "none"), ("mask", "shuffled"))
+        ),
         _claim(
             f"K-8 dynamics alpha {alpha:g}",
             _SECOND,
@@ -213,8 +247,9 @@ claims = (
             f"K-8 {layer}",
             _SOURCE,
             f"So it is in {layer}.",
-            f"relative distance at the last step over that at the first, ticket of 41 %, {layer}",
-            of("ratio", "ticket", 0.41, layer=layer),
+            "relative distance at the last step over that at the first, ticket of 41 %, alpha 1, "
+            f"{layer}",
+            of("ratio", "ticket", 0.41, layer=layer, alpha=1.0),
             "below",
             0.5,
         )
@@ -246,9 +281,7 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
 def notes(rows: Sequence[Row], fields: Any) -> list[str]:
     """What a reader must know to read the numbers rightly."""
     grams = "Gram matrices as Kumar takes them, H H^T: a ticket of density rho begins with about "
-    grams += (
-        "rho times its parent's, so that the distance mixes scale and direction; alignment "
-    )
+    grams += "rho times its parent's, so that the distance mixes scale and direction; alignment "
     grams += f"does not see scale. Rows of level {ALONG:,} and more are records on the way."
     said = [grams]
     if len(fields.alphas) > 1:

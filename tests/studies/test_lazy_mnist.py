@@ -53,7 +53,7 @@ def test_every_preset_is_possible_and_every_cell_its_own() -> None:
         ({"descent_rate": 0.0}, "positive"),
         ({"probe": 1}, "probe is at least 2"),
         ({"late_steps": 70}, "multiple of 40"),
-        ({"prune": 0.9}, "no weight left"),
+        ({"prune": 0.9, "levels": 9}, "no weight left"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(change: dict[str, Any], words: str) -> None:
