@@ -58,7 +58,7 @@ def view(
             continue
         # Checks and times are of the cell: they stand in the first of its rows.
         about = {"checks": result.checks, "made": entry.made}
-        films += read(result.values, result.arrays, cell.seed)
+        films += read(result.values, result.arrays, cell.seed, cell.place)
         for values in rows_of(result.values):
             values.pop("films", None)
             rows.append({**values, "seed": cell.seed, "address": cell.address, **about})

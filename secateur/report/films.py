@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,9 +52,10 @@ class Film:
         return len(self.arrays["steps"])
 
     def parts(self, kind: str) -> dict[str, np.ndarray]:
-        """Arrays by what follows ``kind:`` in their names."""
+        """Arrays by what follows ``kind:`` in their names, in the order of `natural`."""
         head = kind + ":"
-        return {n.removeprefix(head): a for n, a in self.arrays.items() if n.startswith(head)}
+        found = {n.removeprefix(head): a for n, a in self.arrays.items() if n.startswith(head)}
+        return {name: found[name] for name in sorted(found, key=natural)}
 
     def grams(self) -> dict[str, dict[str, np.ndarray]]:
         """Layer -> network -> (T, n, n). A layer's name may hold colons, a network's may not."""
@@ -64,16 +66,31 @@ class Film:
         return found
 
 
-def read(values: Mapping[str, Any], arrays: Mapping[str, np.ndarray], seed: int) -> list[Film]:
-    """The films of a cell's result; those whose arrays are missing are left out."""
+def natural(name: str) -> tuple[bool, list[Any]]:
+    """Sorts names whose order the store forgot: numbers by size, the dense network last."""
+    parts = re.split(r"(\d+)", name)
+    return name.rpartition(":")[2] == "dense", [int(p) if p.isdigit() else p for p in parts]
+
+
+def read(
+    values: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    seed: int,
+    cell: Mapping[str, Any] | None = None,
+) -> list[Film]:
+    """The films of a cell's result; those whose arrays are missing are left out.
+
+    Args:
+        cell: its place, which is part of the films' own.
+    """
     found = []
     for k, entry in enumerate(values.get("films", ())):
         head = f"film:{k}:"
         own = {n.removeprefix(head): a for n, a in arrays.items() if n.startswith(head)}
         if "steps" not in own:
             continue
-        place = dict(entry.get("place", {}))
-        row = entry.get("row", {k: place[k] for k in ("branch", "level") if k in place})
+        place = {**(cell or {}), **entry.get("place", {})}
+        row = entry.get("row", {n: place[n] for n in ("branch", "level") if n in place})
         found.append(Film(place, seed, own, tuple(entry.get("classes", ())), dict(row)))
     return found
 

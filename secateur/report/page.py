@@ -47,7 +47,7 @@ def build(view: View) -> str:
         "facts": facts(view, every),
         "samples": [png.address(image) for image in view.samples],
         "samples_grey": all(image.ndim == 2 or image.shape[2] == 1 for image in view.samples),
-        "figures": [figure(view, curves) for curves in view.figures],
+        "figures": [made for curves in view.figures if (made := figure(view, curves))["lines"]],
         "claims": [claims.line(claim) for claim in view.claims],
         "verdicts": claims.summary(view.claims),
         "films": played(view) if view.films else None,

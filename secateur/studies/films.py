@@ -6,10 +6,10 @@ its arrays:
     values["films"] = [{"place": {"width": 8}}]
     arrays = film(0, steps, {"training loss": loss}, vectors={"dense_1": kernels})
 
-``place`` are the words and numbers that tell the films of a study apart; the page offers a control
-for each of them that takes more than one value. An entry may also have ``classes``, names of the
-Grams' labels, and ``row``, which of the page's rows the film belongs to ({"level": 8}) where that
-is not the ``branch`` and ``level`` of its place.
+``place`` are the words and numbers that tell the films of a study apart, beside the place and the
+seed of their cell; the page offers a control for each of them that takes more than one value. An
+entry may also have ``classes``, names of the Grams' labels, and ``row``, which of the page's rows
+the film belongs to ({"level": 8}) where that is not the ``branch`` and ``level`` of its place.
 
 Everything is computed in float64. Cosines, and Grams whose size allows it, are kept in float16,
 which is exact to 1 in 2,000; the rest in float32.

@@ -173,6 +173,22 @@ def test_a_film_larger_than_all_room_is_shown_alone() -> None:
     assert (len(found.films), found.left_out) == (1, 11)
 
 
+def test_a_cells_place_is_part_of_its_films() -> None:
+    arrays = film(0, [0], {"loss": [1.0]})
+    two = [
+        module.read({"films": [{"place": {"network": "a"}}]}, arrays, 0, {"alpha": alpha})[0]
+        for alpha in (4.0, 0.5)
+    ]
+    assert two[0].place == {"alpha": 4.0, "network": "a"}
+    assert module.pack(two, module.LIMIT).controls == [{"name": "alpha", "values": [0.5, 4.0]}]
+
+
+def test_the_order_that_the_store_forgets_is_a_readers() -> None:
+    names = ["conv10:ticket", "conv2:dense", "conv2:ticket", "conv10:dense", "conv2:new weights"]
+    ordered = ["conv2:new weights", "conv2:ticket", "conv10:ticket", "conv2:dense", "conv10:dense"]
+    assert sorted(names, key=module.natural) == ordered
+
+
 def test_there_is_a_control_for_what_tells_films_apart() -> None:
     told = {c["name"]: c["values"] for c in module.pack(films(), module.LIMIT).controls}
     assert told == {"branch": ["rewind", "none"], "level": [1, 3, 5], "seed": [0, 1]}
