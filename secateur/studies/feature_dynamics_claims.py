@@ -90,6 +90,7 @@ figures = (
             y=f"along.w{k}.layer 1.relative",
             x_title="step",
             y_title="relative distance",
+            y_log=True,
         )
         for k in range(2)
     ),
