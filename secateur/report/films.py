@@ -89,7 +89,8 @@ def read(
         own = {n.removeprefix(head): a for n, a in arrays.items() if n.startswith(head)}
         if "steps" not in own:
             continue
-        place = {**(cell or {}), **entry.get("place", {})}
+        own_place = entry.get("place", {})
+        place = {**own_place, **{n: v for n, v in (cell or {}).items() if n not in own_place}}
         row = entry.get("row", {n: place[n] for n in ("branch", "level") if n in place})
         found.append(Film(place, seed, own, tuple(entry.get("classes", ())), dict(row)))
     return found
@@ -139,15 +140,23 @@ def evenly(frames: int, kept: int) -> np.ndarray:
 
 
 def controls(made: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each name in the films' places with more than one value: numbers rise, words as they come."""
+    """Each name in the films' places that tells apart what those before it do not.
+
+    Its values: numbers rise, words as they come.
+    """
     names = dict.fromkeys(name for m in made for name in m["place"] if name != "seed")
-    result = []
+    result: list[dict[str, Any]] = []
+    groups = 1
     for name in [*names, "seed"]:
+        kept = [*(control["name"] for control in result), name]
+        apart = len({tuple(m["place"].get(n) for n in kept) for m in made})
+        if apart == groups:
+            continue
+        groups = apart
         values = list(dict.fromkeys(m["place"].get(name) for m in made))
         if all(isinstance(v, int | float) for v in values):
             values.sort()
-        if len(values) > 1:
-            result.append({"name": name, "values": values})
+        result.append({"name": name, "values": values})
     return result
 
 

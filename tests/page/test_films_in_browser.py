@@ -256,17 +256,27 @@ def test_edges_and_components_are_those_of_the_vectors(watch: Any, flat: Path, m
         )
 
 
-def test_pointer_tells_of_units_and_entries(watch: Any, flat: Path, played: Path) -> None:
+def test_pointer_tells_of_units_and_entries(
+    watch: Any, flat: Path, played: Path, made: Any
+) -> None:
     opened = watch(flat)
     page = opened.page
     page.locator("#film-vectors").scroll_into_view_if_needed()
     box = page.locator("#film-vectors").bounding_box()
-    for k in range(40):  # along a ray, until a tip is met
-        page.mouse.move(box["x"] + box["width"] / 2 + 5 * k, box["y"] + box["height"] / 2 + 1)
-        if page.locator(".tip:visible").count():
-            break
-    assert "Norm" in opened.text(".tip")
-    assert "Angle" in opened.text(".tip")
+    v = made.plane().arrays["vectors:filters"].astype(float)
+    tip = v[0, 1] / np.linalg.norm(v, axis=-1).max()  # of unit 1, the outer circle 1
+    radius = box["width"] / 2 - 22
+    page.mouse.move(
+        box["x"] + box["width"] / 2 + radius * tip[0],
+        box["y"] + box["height"] / 2 - radius * tip[1],
+    )
+    angle = np.degrees(np.arctan2(v[0, 1, 1], v[0, 1, 0]))
+    words = opened.text(".tip").replace("−", "-")
+    assert "Unit 1" in words
+    assert float(words.split("Norm")[1].split("Side")[0]) == pytest.approx(
+        np.linalg.norm(v[0, 1]), rel=5e-3
+    )
+    assert float(words.split("Angle")[1].split("°")[0]) == pytest.approx(angle, abs=0.06)
     opened = watch(played)
     page = opened.page
     page.locator("#film-gram-left").scroll_into_view_if_needed()

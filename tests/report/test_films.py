@@ -183,6 +183,11 @@ def test_a_cells_place_is_part_of_its_films() -> None:
     assert module.pack(two, module.LIMIT).controls == [{"name": "alpha", "values": [0.5, 4.0]}]
 
 
+def test_two_names_for_one_thing_are_one_control() -> None:
+    told = [{"place": {"rate": 10.0**-k, "level": k, "seed": s}} for k in (1, 2) for s in (0, 1)]
+    assert [c["name"] for c in module.controls(told)] == ["rate", "seed"]
+
+
 def test_the_order_that_the_store_forgets_is_a_readers() -> None:
     names = ["conv10:ticket", "conv2:dense", "conv2:ticket", "conv10:dense", "conv2:new weights"]
     ordered = ["conv2:new weights", "conv2:ticket", "conv10:ticket", "conv2:dense", "conv10:dense"]
