@@ -85,8 +85,8 @@ figures = (
     Curves(
         name="matching",
         title="Accuracy against the barrier",
-        caption="A point a level. Sparser networks are both worse and less stable: what stability "
-        "itself has to do with it is seen at equal density, and in the claims.",
+        caption="A point a level. Density moves both: what stability itself has to do with "
+        "accuracy is seen at equal density, in the claims.",
         x="barrier.test_error",
         x_title="barrier in test error",
         percent_x=True,
@@ -331,16 +331,16 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
     said = []
     dense = at(rows, "rewind", 1.0)
     if dense:
-        said.append(f"dense: {_mean(dense):.1f}")
+        said.append(f"dense ({_mean(dense):.1f})")
     for branch in branches:
         found = at(rows, branch.name, SPARSE)
         if found:
-            said.append(f"{branch.label}: {_mean(found):.1f}")
+            said.append(f"{branch.label} ({_mean(found):.1f})")
     if not said:
         return begun
     return (
-        f"{begun} Barrier in test error, in points, all others with 3.5 % of the weights. "
-        f"{'; '.join(said)}."
+        f"{begun} Barrier in test error in points, sparse networks with 3.5 % of the weights: "
+        f"{', '.join(said)}."
     )
 
 
@@ -364,7 +364,7 @@ def notes(rows: Sequence[Row], fields: Any) -> list[str]:
         "rewinding brings is that. The optimiser begins anew there, for all copies alike."
     )
     density = (
-        "Sparser tickets are both worse and less stable. MATCH-1 and MATCH-2 say that both go "
+        "Density moves accuracy and stability alike. MATCH-1 and MATCH-2 say whether both go "
         "together, not that one makes the other; MATCH-3 holds the density fixed."
     )
     every = [pair for pairs in judged(rows, controls=False).values() for pair in pairs]

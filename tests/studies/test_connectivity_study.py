@@ -242,7 +242,7 @@ def test_rank_correlation_by_hand() -> None:
 def test_the_page_says_what_was_found() -> None:
     rows = [made(b, level, *numbers, 0) for (b, level), numbers in GOOD.items()]
     words = connectivity.sentence(rows, TINY, "MNIST, 5,000 images")
-    assert "dense: 1.0; ticket: 0.5; re-initialised: 3.0; mask shuffled: 4.0" in words
+    assert "dense (1.0), ticket (0.5), re-initialised (3.0), mask shuffled (4.0)" in words
     assert connectivity.sentence([], TINY, "MNIST").endswith("Data: MNIST.")
 
 
