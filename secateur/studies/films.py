@@ -7,8 +7,8 @@ its arrays:
     arrays = film(0, steps, {"training loss": loss}, vectors={"dense_1": kernels})
 
 ``place`` are the words and numbers that tell the films of a study apart, beside the place and the
-seed of their cell; the page offers a control for each that tells films apart which others do not. An
-entry may also have ``classes``, names of the Grams' labels, and ``row``, which of the page's rows
+seed of their cell; the page offers a control for each that tells films apart. An entry may
+also have ``classes``, names of the Grams' labels, and ``row``, which of the page's rows
 the film belongs to ({"level": 8}) where that is not the ``branch`` and ``level`` of its place.
 
 Everything is computed in float64. Cosines, and Grams whose size allows it, are kept in float16,
