@@ -115,9 +115,9 @@ figures = (
 )
 
 
-def name_of(arm: str, alpha: float, several: bool) -> str:
-    """A line's name."""
-    return f"{ARMS[arm].label}, alpha {alpha:g}" if several else arm
+def name_of(arm: str, alpha: float) -> str:
+    """A line's name; an output scale of 1 is none."""
+    return arm if alpha == 1 else f"{ARMS[arm].label}, alpha {alpha:g}"
 
 
 def feature(

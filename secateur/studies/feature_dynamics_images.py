@@ -69,7 +69,7 @@ def images(cell: Cell, fields: Any, data: Sets) -> Generator[Training, Fitted, R
             found += rows(fields, alpha, steps, arm, level, density, one, dense)
             if films_of and level in fields.watched and arm in ("ticket", "control"):
                 kept[arm, level] = one
-    entries, arrays = films(fields, alpha, steps, kept, dense, labels)
+    entries, arrays = films(alpha, steps, kept, dense, labels)
     values = {
         "alpha": alpha,
         "dense": {"accuracy": first.fitted.last["test_accuracy"]},

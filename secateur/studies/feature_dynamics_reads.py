@@ -44,7 +44,7 @@ def rows(
 ) -> list[dict[str, Any]]:
     """One row of the level, then, of a watched one, one for each record."""
     about = {
-        "branch": name_of(arm, alpha, len(fields.alphas) > 1),
+        "branch": name_of(arm, alpha),
         "arm": arm,
         "alpha": alpha,
         "depth": level,
@@ -87,7 +87,6 @@ def _ends(found: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def films(
-    fields: Any,
     alpha: float,
     steps: Sequence[int],
     watched: Mapping[tuple[str, int], Watched],
@@ -101,9 +100,7 @@ def films(
     some = np.arange(min(FRAMES, n)) * n // min(FRAMES, n)  # of examples in order, of all classes
     for (arm, level), one in watched.items():
         entry: dict[str, Any] = {"place": {"network": ARMS[arm].label, "level": level}}
-        if len(fields.alphas) > 1:
-            entry["place"]["alpha"] = alpha
-        entry["row"] = {"branch": name_of(arm, alpha, len(fields.alphas) > 1), "level": level}
+        entry["row"] = {"branch": name_of(arm, alpha), "level": level}
         if labels is not None:
             entry["classes"] = [str(k) for k in range(int(labels.max()) + 1)]
         arrays |= film(

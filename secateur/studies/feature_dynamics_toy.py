@@ -119,7 +119,7 @@ def toy(cell: Cell, fields: Any) -> Result:
             found += rows(fields, alpha, list(steps), arm, level, density, one, parent)
             if seed == 0 and level in fields.watched and arm in ("ticket", "control"):
                 kept[arm, level] = one
-    entries, arrays = films(fields, alpha, list(steps), kept, parent)
+    entries, arrays = films(alpha, list(steps), kept, parent)
     end = {"error": float(sum(term[-1] for term in dense.error))}
     values = {"alpha": alpha, "dense": end, "rows": found, "films": entries}
     return Result(values, arrays, {"exact counts": exact})
