@@ -57,9 +57,9 @@ class Fields(tickets.Settings, frozen=True, kw_only=True, forbid_unknown_fields=
             are fitted.
     """
 
-    examples: int = 10_000
+    examples: int = 5000
     probe: int = 1000
-    steps: int = 15_000
+    steps: int = 10_000
     prune: float = 0.4
     prune_output: float = 0.2
     levels: int = 8
