@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from secateur.report import numbers, png
-from secateur.report.series import Run, at, branches, colours, level, number
+from secateur.report.series import Run, at, branches, colours, is_level, last, level, number
 from secateur.report.view import Row, View
 
 
@@ -56,7 +56,7 @@ def table(run: Run, every: Sequence[Run]) -> list[dict[str, Any]]:
     names = [layer["name"] for layer in layers(every)]
     mine = {level(row): row for row in run.rows}
     lines = []
-    for step in sorted({level(row) for other in every for row in other.rows}):
+    for step in sorted({level(row) for other in every for row in other.rows if is_level(row)}):
         row = mine.get(step, {})
         whole = number(row, "density")
         lines.append(
@@ -125,7 +125,7 @@ def pictures(view: View, every: Sequence[Run], first: Run) -> list[dict[str, Any
     without script; the page's script draws over them."""
     place = colours(view)
     label = {branch.name: branch.label for branch in branches(view)}
-    step = level(first.rows[-1])
+    step = level(last(first))
     images: dict[str, np.ndarray] = {}
     for run in every:
         for row, index in zip(run.rows, run.places, strict=True):

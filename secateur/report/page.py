@@ -14,7 +14,18 @@ from markupsafe import Markup
 
 from secateur.report import charts, claims, films, inside, numbers, png, stills, trust
 from secateur.report.files import publish
-from secateur.report.series import Run, branches, colours, level, means, number, runs, singles
+from secateur.report.series import (
+    Run,
+    branches,
+    colours,
+    is_level,
+    last,
+    level,
+    means,
+    number,
+    runs,
+    singles,
+)
 from secateur.report.view import View
 from secateur.studies.figures import Curves
 
@@ -28,6 +39,7 @@ def build(view: View) -> str:
     every = runs(view)
     first = every[0] if every else None
     maps = inside.maps(view, every)
+    layers = inside.layers(every)
     place = colours(view)
     context = {
         "view": view,
@@ -43,7 +55,7 @@ def build(view: View) -> str:
         ],
         "seeds": sorted({run.seed for run in every}),
         "first": first,
-        "first_row": first.rows[-1] if first else {},
+        "first_row": last(first) if first else {},
         "facts": facts(view, every),
         "samples": [png.address(image) for image in view.samples],
         "samples_grey": all(image.ndim == 2 or image.shape[2] == 1 for image in view.samples),
@@ -51,8 +63,8 @@ def build(view: View) -> str:
         "claims": [claims.line(claim) for claim in view.claims],
         "verdicts": claims.summary(view.claims),
         "films": played(view) if view.films else None,
-        "layers": inside.layers(every),
-        "table": inside.table(first, every) if first else [],
+        "layers": layers,
+        "table": inside.table(first, every) if first and (layers or maps) else [],
         "maps": inside.pictures(view, every, first) if maps and first else [],
         "cards": [trust.card(run) for run in every],
         "trust": trust.summary(view.rows),
@@ -63,7 +75,7 @@ def build(view: View) -> str:
                 "first": {
                     "branch": first.branch if first else "",
                     "seed": first.seed if first else 0,
-                    "level": level(first.rows[-1]) if first else 0,
+                    "level": level(last(first)) if first else 0,
                 },
                 "runs": inside.runs(every),
                 "maps": maps,
@@ -142,7 +154,7 @@ def facts(view: View, every: Sequence[Run]) -> list[str]:
     """How large the study was, in a few words each."""
     if not every:
         return ["no results yet"]
-    levels = {level(row) for run in every for row in run.rows}
+    levels = {level(row) for run in every for row in run.rows if is_level(row)}
     words = [
         numbers.many(len({run.branch for run in every}), "branch", "branches"),
         numbers.many(len({run.seed for run in every}), "seed"),

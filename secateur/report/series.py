@@ -38,6 +38,11 @@ def level(row: Row) -> int:
     return int(row.get("level", 0))
 
 
+def is_level(row: Row) -> bool:
+    """Whether a row is a level of its own, not a moment ``along`` the training of one."""
+    return "along" not in row
+
+
 def run_field(view: View) -> str:
     """The field that, with the seed, makes a run."""
     return view.figures[0].colour if view.figures else "branch"
@@ -51,6 +56,11 @@ class Run:
     seed: int
     rows: tuple[Row, ...]
     places: tuple[int, ...]
+
+
+def last(run: Run) -> Row:
+    """The last level of a run; of moments alone the last of them."""
+    return next((row for row in reversed(run.rows) if is_level(row)), run.rows[-1])
 
 
 def runs(view: View) -> list[Run]:

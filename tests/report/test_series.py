@@ -10,6 +10,7 @@ import scipy.stats
 from fabricated import ACCURACY, STEP, view
 
 from secateur.report import series
+from secateur.report.page import facts
 from secateur.studies.figures import Curves
 
 
@@ -91,3 +92,13 @@ def test_a_path_that_leads_nowhere() -> None:
 def test_an_unknown_band_is_refused() -> None:
     with pytest.raises(ValueError, match="t95"):
         Curves("a", "a", "", "x", "y", "x", "y", band="sd")  # type: ignore[arg-type]
+
+
+def test_moments_along_a_training_are_no_levels() -> None:
+    made = view(seeds=1, levels=3)
+    moment = {**made.rows[-1], "level": 1000, "along": {"loss": 0.5}}
+    more = dataclasses.replace(made, rows=[*made.rows, moment], images=())
+    run = next(run for run in series.runs(more) if run.branch == moment["branch"])
+    assert series.level(run.rows[-1]) == 1000
+    assert series.level(series.last(run)) == 2
+    assert facts(more, series.runs(more))[2].startswith("3 levels")
