@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import sub
 from typing import Any
 
 from secateur.lab.verdicts import Claim
@@ -137,7 +138,7 @@ def apart(what: str, arm: str, density: float, other: str = "ticket", **more: An
 
     def per_seed(rows: Sequence[Row]) -> dict[int, float]:
         a = feature(rows, what, arm, density, **more)
-        return paired(lambda x, y: x - y, a, feature(rows, what, other, density, **more))
+        return paired(sub, a, feature(rows, what, other, density, **more))
 
     return per_seed
 

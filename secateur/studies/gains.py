@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from operator import sub
 from typing import Any
 
-from secateur.studies.measured import Row, Value
+from secateur.studies.measured import Row, Value, paired
 
 SPARSE = 0.1  # share of the weights: levels at or below it are meant where a claim says "sparse"
 DENSITY: dict[str, Any] = {
@@ -40,11 +41,7 @@ def gain(of: Value, a: str, b: str, most: float = SPARSE) -> Any:
 def less(first: Any, second: Any) -> Any:
     """per seed: a number minus another, of seeds that have both."""
 
-    def per_seed(rows: Sequence[Row]) -> dict[int, float]:
-        a, b = first(rows), second(rows)
-        return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
-
-    return per_seed
+    return lambda rows: paired(sub, first(rows), second(rows))
 
 
 def over(first: Any, second: Any) -> Any:

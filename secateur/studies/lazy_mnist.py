@@ -90,10 +90,16 @@ _QUICK = Fields(
 )
 presets: dict[str, Fields] = {
     "quick": _QUICK,
+    "scales": msgspec.structs.replace(
+        _QUICK,
+        arms=("adam",),
+        alphas=(1 / 64, 1 / 16, 0.25, 0.5, 1.0, 4.0, 16.0),
+        weight_scales=(),
+    ),
     "arms": msgspec.structs.replace(_QUICK, arms=tuple(ARMS), weight_scales=()),
     "mnist": Fields(arms=("adam", "sgd-centred"), weight_scales=()),
 }
-seeds = {"quick": 3, "arms": 5, "mnist": 3}
+seeds = {"quick": 3, "scales": 5, "arms": 5, "mnist": 3}
 
 
 def check(fields: Fields) -> None:
