@@ -126,7 +126,7 @@ def test_the_arm_that_generalises_late_has_the_numbers_of_its_meaning(tmp_path: 
         late_steps=800,
         late_levels=1,
         arms=(),
-        weight_scales=(8.0,),
+        weight_scales=(4.0,),
     )
     store, cells = Store(tmp_path), lazy_mnist.cells(fields, (0,), DATA)
     run(cells, lazy_mnist.work, store, "serial", progress=Progress(quiet=True))
@@ -143,4 +143,4 @@ def test_the_arm_that_generalises_late_has_the_numbers_of_its_meaning(tmp_path: 
     assert trained[0]["late"]["fitted"] == GOLDEN
 
 
-GOLDEN = 0  # measured once with the stated meaning
+GOLDEN = 300  # measured once with the stated meaning
