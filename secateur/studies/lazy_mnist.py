@@ -96,10 +96,19 @@ presets: dict[str, Fields] = {
         alphas=(1 / 64, 1 / 16, 0.25, 0.5, 1.0, 4.0, 16.0),
         weight_scales=(),
     ),
+    "long": msgspec.structs.replace(
+        _QUICK,
+        arms=("sgd-centred",),
+        alphas=(1.0, 4.0, 16.0),
+        ways=("rewind",),
+        steps=6000,
+        evaluate_every=600,
+        weight_scales=(),
+    ),
     "arms": msgspec.structs.replace(_QUICK, arms=tuple(ARMS), weight_scales=()),
     "mnist": Fields(arms=("adam", "sgd-centred"), weight_scales=()),
 }
-seeds = {"quick": 3, "scales": 5, "arms": 5, "mnist": 3}
+seeds = {"quick": 3, "scales": 5, "long": 3, "arms": 5, "mnist": 3}
 
 
 def check(fields: Fields) -> None:
@@ -145,13 +154,13 @@ def cells(fields: Fields, seeds: Sequence[int], data: str) -> list[Cell]:
     late = fields.late_steps * (1 + 2 * fields.late_levels)
     made = []
     for seed in seeds:
-        for scale in fields.weight_scales:  # the longest first
-            place = {"arm": LARGE, "scale": scale}
-            made.append(Cell(name, meaning, told, seed, place, address, {}, late))
         for arm in fields.arms:
             for alpha in fields.alphas:
                 place = {"arm": arm, "scale": alpha}
                 made.append(Cell(name, meaning, told, seed, place, address, {}, cost))
+        for scale in fields.weight_scales:
+            place = {"arm": LARGE, "scale": scale}
+            made.append(Cell(name, meaning, told, seed, place, address, {}, late))
     return made
 
 
