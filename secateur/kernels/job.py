@@ -25,8 +25,9 @@ RULES = {
     "rows": "unit by unit, from the inputs that are left",
     "columns": "the Jacobian at the kept weights",
 }
-# Seconds of a kernel below which what is 0 in all examples is not left out, and all units of a layer
-# are taken alike: what is changes the program from one call to the next, and compiling takes longer.
+# Seconds of a kernel below which what is 0 in all examples is not left out, and all units of a
+# layer are taken alike: what is changes the program from one call to the next, and compiling takes
+# longer than the kernel.
 COMPILED = 0.3
 
 
