@@ -92,7 +92,7 @@ presets: dict[str, Fields] = {
     "quick": _QUICK,
     "scales": msgspec.structs.replace(
         _QUICK,
-        arms=("adam",),
+        arms=("adam", "adam-scaled"),
         alphas=(1 / 64, 1 / 16, 0.25, 0.5, 1.0, 4.0, 16.0),
         weight_scales=(),
     ),
@@ -299,11 +299,9 @@ def _recipe(fields: Fields, arm: str, alpha: float) -> Any:
     from secateur.networks.lazy import comparable_rate
 
     way = lookup("arm", arm, ARMS)
-    if way.optimiser == "adam":  # as it is at every alpha: Adam does not see the scale of a loss
-        rate = fields.learning_rate
-    else:
-        base = fields.square_rate if way.loss == "mse" else fields.descent_rate
-        rate = comparable_rate(base, alpha=alpha)
+    base = fields.square_rate if way.loss == "mse" else fields.descent_rate
+    base = fields.learning_rate if way.optimiser == "adam" else base
+    rate = comparable_rate(base, alpha=alpha, optimiser=way.optimiser) if way.scaled else base
     made = trained.recipe(
         msgspec.structs.replace(
             fields, optimiser=way.optimiser, learning_rate=rate, weight_decay=0.0

@@ -21,21 +21,25 @@ class Arm:
     Attributes:
         centred: alpha (f - f_0) is trained.
         loss: "cross_entropy", which has no size of labels, or "mse", on one-hot labels.
+        scaled: the rate is the comparable one of its alpha (`networks.lazy.comparable_rate`).
     """
 
     label: str
     optimiser: str
     centred: bool
     loss: str = "cross_entropy"
+    scaled: bool = True
 
 
 ARMS = {
-    "adam": Arm("Adam, alpha f", "adam", False),
-    "adam-centred": Arm("Adam, alpha (f - f0)", "adam", True),
+    "adam": Arm("Adam at one rate, alpha f", "adam", False, scaled=False),
+    "adam-centred": Arm("Adam at one rate, alpha (f - f0)", "adam", True, scaled=False),
     "sgd": Arm("descent, alpha f", "sgd", False),
     "sgd-centred": Arm("descent, alpha (f - f0)", "sgd", True),
     "square": Arm("squared loss, alpha f", "sgd", False, "mse"),
     "square-centred": Arm("squared loss, alpha (f - f0)", "sgd", True, "mse"),
+    "adam-scaled": Arm("Adam at a rate over alpha, alpha f", "adam", False),
+    "adam-scaled-centred": Arm("Adam at a rate over alpha, alpha (f - f0)", "adam", True),
 }
 LARGE = "large-weights"
 LATE = 40  # evaluations of a training that generalises late

@@ -191,6 +191,10 @@ def test_claims_on_random_labels_are_judged_both_ways() -> None:
                 if sign < 0:
                     between = learnt(0.6 + lead / 2, 0.1)
                     found.append({**small, "branch": random_labels.OTHER, **between})
+                    fresh = {**small, "branch": random_labels.OTHER_CONTROL}
+                    found.append({**fresh, **learnt(0.6, 0.1)})
+                    mixed = {**small, "branch": random_labels.SHUFFLED}
+                    found.append({**mixed, **learnt(0.6 - lead, 0.1)})
         return found
 
     ids = {m.claim.id for m in random_labels.claims}
@@ -234,7 +238,7 @@ def test_claims_on_rates_are_judged_both_ways() -> None:
 
 def measured(module: ModuleType, folder: Path) -> list[dict[str, Any]]:
     """All rows of a small run."""
-    assert module.meaning == 1
+    assert module.meaning == (2 if module is random_labels else 1)
     store, cells = Store(folder), module.cells(TINY[module], (0,), DATA)
     module.check(TINY[module])
     run(cells, module.work, store, "serial", progress=Progress(quiet=True))
@@ -244,7 +248,7 @@ def measured(module: ModuleType, folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.long
 def test_random_labels_small(tmp_path: Path) -> None:
     rows = {(r["branch"], r["level"]): r for r in measured(random_labels, tmp_path)}
-    assert len(rows) == 10
+    assert len(rows) == 12
     start = {r["hashes"]["start"] for (_, level), r in rows.items() if level == 0}
     assert len(start) == 1, "both kinds of labels begin at the same weights"
     for labels in random_labels.LABELS:
@@ -254,6 +258,12 @@ def test_random_labels_small(tmp_path: Path) -> None:
     other = rows[random_labels.OTHER, 1]
     assert other["hashes"] == rows["permuted", 1]["hashes"]
     assert other["last"]["train_loss"] != rows["permuted", 1]["last"]["train_loss"]
+    fresh, control = rows[random_labels.OTHER_CONTROL, 1], rows["permuted, control", 1]
+    assert fresh["hashes"] == control["hashes"]
+    assert fresh["last"]["train_loss"] != control["last"]["train_loss"]
+    mixed = rows[random_labels.SHUFFLED, 1]
+    assert mixed["alive_by_layer"] == rows["permuted", 1]["alive_by_layer"]
+    assert mixed["hashes"]["mask"] != rows["permuted", 1]["hashes"]["mask"]
     assert rows["true", 0]["changed"] == 0
     assert rows["permuted", 0]["changed"] == pytest.approx(0.9, abs=0.06)
     same = rows["true", 1]["cka"]
