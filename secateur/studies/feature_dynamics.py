@@ -90,15 +90,17 @@ def check(fields: Fields) -> None:
     lookup("world", fields.world, WORLDS)
     if not fields.alphas or min(fields.alphas) <= 0:
         raise SecateurError(f"alphas are numbers above 0, not {list(fields.alphas)}.")
-    if fields.records < 1 or fields.steps % fields.records:
+    if min(fields.records, fields.steps) < 1 or fields.steps % fields.records:
         raise SecateurError(
-            f"records ({fields.records}) divide steps ({fields.steps}): features are compared at "
-            "equal distances."
+            f"steps are at least 1 and a multiple of records, at least 1: features are compared at "
+            f"equal distances; given {fields.steps} and {fields.records}."
         )
     if fields.probe < 2 or fields.levels < 1:
         raise SecateurError(
             f"probe is at least 2 and levels at least 1; given {fields.probe} and {fields.levels}."
         )
+    if len(set(fields.watched)) < len(fields.watched):
+        raise SecateurError(f"watched lists each level once, not {list(fields.watched)}.")
     if len(fields.watched) > 2 or any(not 1 <= at <= fields.levels for at in fields.watched):
         raise SecateurError(
             f"watched lists at most two levels from 1 to {fields.levels}, not "

@@ -37,6 +37,7 @@ _X: dict[str, Any] = {
 _CAPTION = "|G - G_dense| / |G_dense| of the Gram matrices of pre-activations on the same examples"
 LAYERS = ("layer 1", "layer 2", "layer 3")
 _NTH = ("first", "second")
+_ENDS = ("start", "end")
 figures = (
     *(
         Curves(
@@ -268,16 +269,18 @@ def sentence(rows: Sequence[Row], fields: Any, data: str) -> str:
     else:
         shape = "-".join(map(str, fields.hidden))
         begun = f"An MLP {shape} on {data}, {fields.steps:,} steps a level."
-    said = []
-    for arm, branch in ARMS.items():
-        ends = [feature(rows, f"relative_{k}", arm, 0.41) for k in ("start", "end")]
-        if all(ends):
-            first, last = (sum(e.values()) / len(e) for e in ends)
-            said.append(f"{branch.label} {first:.2f} to {last:.2f}")
-    if not said:
-        return begun
-    what = "Distance to the dense network's features at 41 % of the weights, first step to last: "
-    return f"{begun} {what}{'; '.join(said)}."
+    what = "Distance to the dense network's features at 41 % of the weights, first step to last"
+    for alpha in fields.alphas:
+        said = []
+        for arm, branch in ARMS.items():
+            ends = [feature(rows, f"relative_{k}", arm, 0.41, alpha=alpha) for k in _ENDS]
+            if all(ends):
+                first, last = (sum(e.values()) / len(e) for e in ends)
+                said.append(f"{branch.label} {first:.2f} to {last:.2f}")
+        if said:
+            begun += f" {what}, alpha {alpha:g}: {'; '.join(said)}."
+            what = "The same"
+    return begun
 
 
 def notes(rows: Sequence[Row], fields: Any) -> list[str]:
@@ -285,7 +288,8 @@ def notes(rows: Sequence[Row], fields: Any) -> list[str]:
     grams = "Gram matrices as Kumar takes them, H H^T: a ticket of density rho begins with about "
     grams += "rho times its parent's, so that the distance mixes scale and direction; alignment "
     grams += f"does not see scale. Rows of level {ALONG:,} and more are records on the way."
-    said = [grams]
-    if len(fields.alphas) > 1:
-        said.append("The sentence above is over all output scales; the claims are one by one.")
-    return said
+    time = (
+        "What is not rewound has been trained longer than the dense network it is compared with: "
+    )
+    time += "its distance is one of training time, too."
+    return [grams, time]

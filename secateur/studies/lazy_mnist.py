@@ -23,6 +23,7 @@ from secateur.lab.cells import Cell, Result
 from secateur.studies import subsets, tickets, trained
 from secateur.studies.lazy_mnist_claims import (
     ARMS,
+    BATCH,
     LARGE,
     LATE,
     WAYS,
@@ -120,6 +121,16 @@ def check(fields: Fields) -> None:
     tickets.check(fields)
     for arm in fields.arms:
         _recipe(fields, arm, 1.0)
+    if fields.weight_scales:
+        late = msgspec.structs.replace(
+            fields,
+            levels=fields.late_levels,
+            prune=fields.late_prune,
+            prune_output=fields.late_prune / 2,
+        )
+        tickets.check_survivors(late)
+    if fields.arms and not fields.ways:
+        raise SecateurError(f"ways names at least one of {', '.join(WAYS)}.")
     for way in fields.ways:
         lookup("way of going on", way, WAYS)
     scales = (*fields.alphas, *fields.weight_scales)
@@ -130,10 +141,11 @@ def check(fields: Fields) -> None:
             "descent_rate, square_rate and weight_decay are above 0; given "
             f"{fields.descent_rate}, {fields.square_rate}, {fields.weight_decay}."
         )
-    if fields.probe < 2 or min(fields.few, fields.late_steps, fields.late_levels) < 1:
+    if fields.probe < 2 or min(fields.late_steps, fields.late_levels) < 1 or fields.few < BATCH:
         raise SecateurError(
-            "probe is at least 2, few, late_steps and late_levels at least 1; given "
-            f"{fields.probe}, {fields.few}, {fields.late_steps}, {fields.late_levels}."
+            f"probe is at least 2, few at least a batch of {BATCH}, late_steps and late_levels at "
+            f"least 1; given {fields.probe}, {fields.few}, {fields.late_steps}, "
+            f"{fields.late_levels}."
         )
     if not 0 < fields.late_prune < 1 or fields.late_steps % LATE:
         raise SecateurError(

@@ -42,6 +42,7 @@ ARMS = {
     "adam-scaled-centred": Arm("Adam at a rate over alpha, alpha (f - f0)", "adam", True),
 }
 LARGE = "large-weights"
+BATCH = 100  # of a training that generalises late
 LATE = 40  # evaluations of a training that generalises late
 WAYS = {
     "rewind": "rewound",

@@ -22,7 +22,7 @@ from secateur.lab.cells import Cell, Result
 from secateur.networks.lazy import scaled_weights
 from secateur.prune import lottery
 from secateur.studies import subsets, tickets
-from secateur.studies.lazy_mnist_claims import LARGE, LATE, late_name
+from secateur.studies.lazy_mnist_claims import BATCH, LARGE, LATE, late_name
 from secateur.train.recipes import Recipe
 from secateur.train.records import Record
 from secateur.train.training import Fitted, Training
@@ -53,7 +53,7 @@ def late(cell: Cell, fields: Any, data: Sets) -> Generator[Training, Fitted, Res
     recipe = Recipe(
         "adam",
         fields.learning_rate,
-        batch=100,
+        batch=BATCH,
         steps=fields.late_steps,
         evaluate_every=every,
         weight_decay=fields.weight_decay,

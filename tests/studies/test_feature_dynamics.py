@@ -56,7 +56,9 @@ def test_every_preset_is_possible_and_every_cell_its_own() -> None:
     [
         (TOY, {"world": "toys"}, "toy"),
         (TOY, {"alphas": ()}, "above 0"),
-        (TOY, {"records": 3}, "divide steps"),
+        (TOY, {"records": 3}, "multiple of records"),
+        (TOY, {"steps": 0}, "at least 1"),
+        (TOY, {"watched": (1, 1)}, "once"),
         (TOY, {"watched": (3,)}, "from 1 to 2"),
         (TOY, {"dataset": "mnist5k"}, "no dataset"),
         (IMAGES, {"dataset": ""}, "has a dataset"),

@@ -53,6 +53,9 @@ def test_every_preset_is_possible_and_every_cell_its_own() -> None:
         ({"descent_rate": 0.0}, "positive"),
         ({"probe": 1}, "probe is at least 2"),
         ({"late_steps": 70}, "multiple of 40"),
+        ({"ways": ()}, "at least one of"),
+        ({"few": 50}, "a batch of 100"),
+        ({"weight_scales": (1.0,), "late_prune": 0.9, "late_levels": 9}, "no weight left"),
         ({"prune": 0.9, "levels": 9}, "no weight left"),
     ],
 )
