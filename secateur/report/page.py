@@ -154,7 +154,8 @@ def facts(view: View, every: Sequence[Run]) -> list[str]:
     """How large the study was, in a few words each."""
     if not every:
         return ["no results yet"]
-    levels = {level(row) for run in every for row in run.rows if is_level(row)}
+    rows = [row for run in every for row in run.rows if is_level(row)]
+    levels = {int(row.get("depth", level(row))) for row in rows}
     words = [
         numbers.many(len({run.branch for run in every}), "branch", "branches"),
         numbers.many(len({run.seed for run in every}), "seed"),

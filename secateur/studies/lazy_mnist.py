@@ -293,6 +293,7 @@ def _row(
         "branch": name_of(about["alpha"]),
         # A run has one row a level; ways and arms stand one behind the other.
         "level": level.level + 100 * list(WAYS).index(way) + 1000 * list(ARMS).index(arm),
+        "depth": level.level,
         "alpha": about["alpha"],
         "way": way,
         "density": density(level.start.mask),
