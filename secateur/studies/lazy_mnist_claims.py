@@ -289,20 +289,17 @@ claims = (
         over_ways("adam", "rewind", "none"),
     ),
     *(claim for arm, about in ARMS.items() for claim in _of_arm(arm, about)),
-    _claim(
-        "K-10 hump",
-        _HERE,
-        "Where the output scale is small, the lazier ticket is the better one.",
-        "test accuracy at 1.9 % of the weights, Adam, alpha f: alpha 1 minus alpha 1/64, rewound",
-        lazier("adam", high=1.0, low=1 / 64),
-    ),
-    _claim(
-        "K-10 hump chain",
-        _HERE,
-        "So it is with new random weights.",
-        "test accuracy at 1.9 % of the weights, Adam, alpha f: alpha 1 minus alpha 1/64, new "
-        "random weights",
-        lazier("adam", "chain", high=1.0, low=1 / 64),
+    *(
+        _claim(
+            f"K-10 {arm} small, {way}",
+            _HERE,
+            f"Among small output scales, too, the lazier one is better: {WAYS[way]}.",
+            f"test accuracy at 1.9 % of the weights, {ARMS[arm].label}: alpha 1 minus alpha 1/64, "
+            f"{WAYS[way]}",
+            lazier(arm, way, high=1.0, low=1 / 64),
+        )
+        for arm in ("adam", "adam-scaled")
+        for way in ("rewind", "chain")
     ),
     *(
         _claim(
