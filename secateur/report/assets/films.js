@@ -312,7 +312,7 @@
     if (!two) return;
     const apart = grams.distances.find((d) => d.of === names[0] && d.to === names[1]);
     const curves = [{ name: "distance", values: apart.relative, ink: 2 }, { name: "alignment", values: apart.alignment, ink: 3 }];
-    put("distance", `Relative distance |G ${names[0]} − G ${names[1]}| / |G ${names[1]}| = ${draw.short(apart.relative[frame])}, alignment ${draw.short(apart.alignment[frame])}`);
+    put("distance", `Relative distance |G ${names[0]} − G ${names[1]}| / |G ${names[1]}| = ${draw.short(apart.relative[frame])}, alignment (not centred) ${draw.short(apart.alignment[frame])}`);
     cache["apart places"] = draw.chart(find("apart"), curves, at, { ...how, log: false }, ink);
     spell(find("apart"), frame, find("distance").textContent);
   }
