@@ -164,7 +164,9 @@ def facts(view: View, every: Sequence[Run]) -> list[str]:
     densities = [d for row in view.rows if (d := number(row, "density")) is not None]
     if densities and min(densities) < 1:
         words[-1] += f", down to {numbers.percent(min(densities))} of the weights"
-    trainings = sum("last" in row for row in view.rows)  # other cells only measure
+    # Other cells only measure; a dense network that branches share stands in a row of each.
+    told = ([row.get("seed"), row.get("hashes"), row["last"]] for row in view.rows if "last" in row)
+    trainings = len({json.dumps(one, sort_keys=True, default=str) for one in told})
     if trainings:
         words.append(numbers.many(trainings, "network") + " trained")
     cpu = [s for row in view.rows if (s := number(row, "made.seconds_cpu")) is not None]

@@ -102,3 +102,13 @@ def test_moments_along_a_training_are_no_levels() -> None:
     assert series.level(run.rows[-1]) == 1000
     assert series.level(series.last(run)) == 2
     assert facts(more, series.runs(more))[2].startswith("3 levels")
+
+
+def test_a_dense_network_that_branches_share_is_one_training() -> None:
+    made = view(seeds=2, levels=2)
+    trained = [row for row in made.rows if "last" in row]
+    twice = dataclasses.replace(
+        made, rows=[*made.rows, {**trained[0], "branch": "another"}], images=()
+    )
+    said = [words for words in facts(twice, series.runs(twice)) if "trained" in words]
+    assert said == [words for words in facts(made, series.runs(made)) if "trained" in words]
