@@ -46,7 +46,8 @@ class Fields(tickets.Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     """What the study varies, beside the settings of a ticket.
 
     Attributes:
-        world: "toy" (``dataset``, ``hidden`` and the like mean nothing there) or "images".
+        world: "toy" or "images". The toy takes ``steps``, ``prune`` and ``levels`` of a ticket's
+            settings alone.
         alphas: output scales; plain descent has a rate over alpha squared.
         centred: subtract what the network computes at its start (toy alone).
         records: how often features are compared, at equal distances in steps.
@@ -112,6 +113,11 @@ def check(fields: Fields) -> None:
             raise SecateurError(
                 "the toy has inputs, units, teacher_units and samples of at least 1, epsilon above "
                 f"0 and no dataset; given {sizes}, {fields.epsilon}, {fields.dataset!r}."
+            )
+        if not 0 <= fields.prune < 1:
+            raise SecateurError(
+                f"prune is the fraction of weights that goes at a level, in [0, 1), not "
+                f"{fields.prune}."
             )
         return
     if not fields.dataset or fields.centred:

@@ -89,7 +89,7 @@ def toy(cell: Cell, fields: Any) -> Result:
     ones = jnp.ones_like(initial)
     dense = together([initial], [ones], [initial])[0]
     parent = watched(dense)
-    counts = counts_of(initial.size, fields.levels)
+    counts = counts_of(initial.size, fields.levels, fields.prune)
     ticket = none = dense
     masks = {"ticket": ones, "none": ones}
     found, kept, exact = [], {}, True

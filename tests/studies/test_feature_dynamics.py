@@ -58,6 +58,7 @@ def test_every_preset_is_possible_and_every_cell_its_own() -> None:
         (TOY, {"alphas": ()}, "above 0"),
         (TOY, {"records": 3}, "multiple of records"),
         (TOY, {"steps": 0}, "at least 1"),
+        (TOY, {"prune": 2.0}, "fraction of weights"),
         (TOY, {"watched": (1, 1)}, "once"),
         (TOY, {"watched": (3,)}, "from 1 to 2"),
         (TOY, {"dataset": "mnist5k"}, "no dataset"),
