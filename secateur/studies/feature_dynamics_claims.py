@@ -210,6 +210,20 @@ def _of_alpha(alpha: float) -> tuple[Measured, ...]:
             0.0,
         ),
         _claim(
+            f"K-9c as long, alpha {alpha:g}",
+            _SECOND,
+            "And nearer than that is to a dense network trained as long.",
+            f"relative distance at the last step, 41 %, {end}: not rewound from a dense network "
+            "trained as long in all, minus ticket from its own",
+            lambda rows: paired(
+                sub,
+                feature(rows, "longer_relative_end", "none", 0.41, **more),
+                feature(rows, "relative_end", "ticket", 0.41, **more),
+            ),
+            "above",
+            0.0,
+        ),
+        _claim(
             f"mask alpha {alpha:g}",
             "asked here",
             "The mask matters: shuffled, the same weights end further away.",

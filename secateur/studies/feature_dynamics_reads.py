@@ -41,8 +41,14 @@ def rows(
     density: float,
     one: Watched,
     dense: Watched,
+    longer: Watched | None = None,
 ) -> list[dict[str, Any]]:
-    """One row of the level, then, of a watched one, one for each record."""
+    """One row of the level, then, of a watched one, one for each record.
+
+    Args:
+        longer: a dense network that has been trained as long as this one in all, where there is
+            one: the ends of both are compared, too.
+    """
     about = {
         "branch": name_of(arm, alpha),
         "arm": arm,
@@ -53,6 +59,9 @@ def rows(
     along = {layer: over_training(one.grams[layer], dense.grams[layer]) for layer in one.grams}
     row = {**about, "level": level, **one.told}
     row["features"] = {layer: _ends(found) for layer, found in along.items()}
+    for layer, gram in longer.grams.items() if longer else ():
+        ends = over_training(one.grams[layer][-1:], gram[-1:])
+        row["features"][layer] |= {f"longer_{name}_end": v for name, v in _finite(ends, 0).items()}
     if level not in fields.watched:
         return [row]
     place = f"w{fields.watched.index(level)}"

@@ -90,7 +90,7 @@ def toy(cell: Cell, fields: Any) -> Result:
     dense = together([initial], [ones], [initial])[0]
     parent = watched(dense)
     counts = counts_of(initial.size, fields.levels, fields.prune)
-    ticket = none = dense
+    ticket = none = longer = dense
     masks = {"ticket": ones, "none": ones}
     found, kept, exact = [], {}, True
     for level in range(1, fields.levels + 1):
@@ -108,15 +108,19 @@ def toy(cell: Cell, fields: Any) -> Result:
         starts = [initial, fresh, initial, jnp.asarray(none.kernel)]
         # What is not rewound keeps the dense network's centre: one that moved would be none.
         origins = [w * mask for w, mask in zip(starts[:-1], masks.values(), strict=False)]
-        runs = together(starts, list(masks.values()), [*origins, initial])
+        # Beside it a dense network that has been trained as long.
+        starts.append(jnp.asarray(longer.kernel))
+        *runs, longer = together(starts, [*masks.values(), ones], [*origins, initial, initial])
         ticket, none = runs[0], runs[-1]
+        as_long = watched(longer)
         for arm, run in zip(ARMS, runs, strict=True):
             exact = exact and int(jnp.sum(masks[arm])) == count
             one = watched(run)
             if not np.all(np.isfinite(run.kernels)):
                 continue
             density = count / initial.size
-            found += rows(fields, alpha, list(steps), arm, level, density, one, parent)
+            beside = as_long if arm == "none" else None
+            found += rows(fields, alpha, list(steps), arm, level, density, one, parent, beside)
             if seed == 0 and level in fields.watched and arm in ("ticket", "control"):
                 kept[arm, level] = one
     entries, arrays = films(alpha, list(steps), kept, parent)

@@ -125,6 +125,10 @@ def test_a_small_toy_compares_four_networks_with_the_dense_one(tmp_path: Path) -
     assert first["ticket"]["alignment_start"] > first["control"]["alignment_start"]
     along = {r["arm"]: r["along"]["w0"]["layer 1"] for r in rows if r.get("step") == 20}
     assert along["ticket"]["relative"] == first["ticket"]["relative_end"]
+    # What is not rewound stands nearer to a dense network that was trained as long as it was.
+    on = first["none"]
+    assert on["longer_relative_end"] < on["relative_end"]
+    assert "longer_relative_end" not in first["ticket"]
     told_of_films(rows, result, 1)
 
 
