@@ -14,7 +14,7 @@ from secateur.features.records import gram_record, weight_record
 from secateur.lab.cells import Cell, Result
 from secateur.networks.lazy import comparable_rate
 from secateur.prune.lottery import Level
-from secateur.studies import subsets, tickets, trained
+from secateur.studies import gains, subsets, tickets, trained
 from secateur.studies.feature_dynamics_reads import Watched, films, rows
 from secateur.train.training import Fitted, Training
 
@@ -52,7 +52,7 @@ def images(cell: Cell, fields: Any, data: Sets) -> Generator[Training, Fitted, R
     dense = _watched(first, steps)
     found: list[dict[str, Any]] = []
     kept: dict[tuple[str, int], Watched] = {}
-    checks = dict(first.fitted.checks)
+    checks = [first.fitted.checks]
     for level in range(1, fields.levels + 1):
         ends = {arm: levels[level] for arm, levels in chains.items()}
         for arm in ("control", "shuffled"):
@@ -63,7 +63,7 @@ def images(cell: Cell, fields: Any, data: Sets) -> Generator[Training, Fitted, R
             ends[arm] = Level(level, begins, fitted)
         for arm in BRANCH:
             end = ends[arm]
-            checks |= end.fitted.checks
+            checks.append(end.fitted.checks)
             one = _watched(end, steps)
             density = trees.density(end.start.mask)
             found += rows(fields, alpha, steps, arm, level, density, one, dense)
@@ -77,7 +77,7 @@ def images(cell: Cell, fields: Any, data: Sets) -> Generator[Training, Fitted, R
         "rows": found,
         "films": entries,
     }
-    return Result(values, arrays, checks)
+    return Result(values, arrays, gains.together(checks))
 
 
 def _watched(level: Level, steps: tuple[int, ...]) -> Watched:

@@ -20,7 +20,7 @@ import msgspec
 
 from secateur.core.errors import SecateurError, lookup
 from secateur.lab.cells import Cell, Result
-from secateur.studies import subsets, tickets, trained
+from secateur.studies import gains, subsets, tickets, trained
 from secateur.studies.lazy_mnist_claims import (
     ARMS,
     BATCH,
@@ -202,7 +202,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     if cell.place["arm"] == LARGE:
         from secateur.studies.lazy_mnist_late import late
 
-        return (yield from late(cell, fields, sets(fields)))
+        return (yield from late(cell, fields))
     return (yield from _arm(cell, fields, sets(fields)))
 
 
@@ -235,7 +235,7 @@ def _arm(cell: Cell, fields: Fields, data: Sets) -> Generator[Training, Fitted, 
     network, recipe = scaled_output(base, centred), _recipe(fields, arm, alpha)
     rows: list[dict[str, Any]] = []
     first, gone = None, 0
-    checks: dict[str, bool] = {}
+    checks: list[dict[str, bool]] = []
     for way in fields.ways:
         change = _Scaled(alpha, centred, way != "none")
         found = yield from tickets.chain(
@@ -249,11 +249,10 @@ def _arm(cell: Cell, fields: Fields, data: Sets) -> Generator[Training, Fitted, 
             if row is not None:
                 rows.append(row)
         # A training that diverged has no finite weights, and is told as such.
-        sound = [one for one in found if _finite(one)]
-        checks |= {check: held for one in sound for check, held in one.fitted.checks.items()}
+        checks += [one.fitted.checks for one in found if _finite(one)]
     split = {**data.split, "train": len(data.train.labels)}
     values = {"arm": arm, "diverged": gone, "split": split, "rows": rows}
-    return Result(values, {}, checks)
+    return Result(values, {}, gains.together(checks))
 
 
 def _finite(level: Level) -> bool:

@@ -9,7 +9,7 @@ network is rewound to those large weights, beside the same mask with other large
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,11 @@ from secateur.features.records import movement_record
 from secateur.lab.cells import Cell, Result
 from secateur.networks.lazy import scaled_weights
 from secateur.prune import lottery
-from secateur.studies import subsets, tickets
+from secateur.studies import gains, subsets, tickets
 from secateur.studies.lazy_mnist_claims import BATCH, LARGE, LATE, late_name
 from secateur.train.recipes import Recipe
 from secateur.train.records import Record
 from secateur.train.training import Fitted, Training
-
-if TYPE_CHECKING:
-    from secateur.data.examples import Sets
 
 FITTED = 0.99  # training accuracy that counts as fitted
 NEAR = 0.02  # below its best validation accuracy: from there on a network has generalised
@@ -41,7 +38,7 @@ def _fit(
     return {"accuracy": jnp.mean(right.astype(jnp.float32))}
 
 
-def late(cell: Cell, fields: Any, data: Sets) -> Generator[Training, Fitted, Result]:
+def late(cell: Cell, fields: Any) -> Generator[Training, Fitted, Result]:
     """The dense network, its ticket and the ticket's mask with other weights, level by level."""
     seed, scale = cell.seed, float(cell.place["scale"])
     data = subsets.part(fields.dataset, fields.validation, fields.split, fields.few)
@@ -66,7 +63,7 @@ def late(cell: Cell, fields: Any, data: Sets) -> Generator[Training, Fitted, Res
     before: Any = None
     ticket: Any = None
     found: list[dict[str, Any]] = []
-    checks: dict[str, bool] = {}
+    checks: list[dict[str, bool]] = []
 
     def asked(way: Any, level: int, begins: lottery.Start) -> Training:
         records = (
@@ -88,14 +85,16 @@ def late(cell: Cell, fields: Any, data: Sets) -> Generator[Training, Fitted, Res
                     params = _large(begins.params, scale)
                     begins = begins._replace(params=apply_mask(begins.mask, params))
             fitted = yield asked(way, level, begins)
-            checks |= fitted.checks
-            found += _rows(fields, scale, branch, level, begins, fitted)
+            checks.append(fitted.checks)
+            found += _rows(scale, branch, level, begins, fitted)
             if branch == "rewind":
                 ticket = lottery.Before(begins.mask, fitted.params, fitted.stats)
                 dense = dense or lottery.Dense(large, stats, fitted.params, (large, stats))
         before = ticket
     split = {**data.split, "train": len(data.train.labels)}
-    return Result({"arm": LARGE, "diverged": 0, "split": split, "rows": found}, {}, checks)
+    return Result(
+        {"arm": LARGE, "diverged": 0, "split": split, "rows": found}, {}, gains.together(checks)
+    )
 
 
 def _large(params: Params, scale: float) -> Params:
@@ -103,7 +102,7 @@ def _large(params: Params, scale: float) -> Params:
 
 
 def _rows(
-    fields: Any, scale: float, branch: str, level: int, begins: lottery.Start, fitted: Fitted
+    scale: float, branch: str, level: int, begins: lottery.Start, fitted: Fitted
 ) -> list[dict[str, Any]]:
     """One row for the training, with its delay, then one for each evaluation."""
     steps = fitted.curve["step"]
