@@ -8,6 +8,7 @@ from typing import Any
 
 from secateur.lab.verdicts import Claim
 from secateur.studies.figures import Branch, Curves
+from secateur.studies.gains import DENSITY
 from secateur.studies.measured import Measured, Row, at, value
 
 CONTROLS = ("control", "shuffled", "random")
@@ -47,13 +48,6 @@ citation = (
 }""",
 )
 
-_DENSITY: dict[str, Any] = {
-    "x": "density",
-    "x_title": "weights remaining",
-    "x_log": True,
-    "x_reverse": True,
-    "percent_x": True,
-}
 _BARRIER = "Highest point of the line between two copies, over the mean of its ends"
 figures = (
     Curves(
@@ -63,7 +57,7 @@ figures = (
         y="barrier.test_error",
         y_title="barrier in test error",
         percent_y=True,
-        **_DENSITY,
+        **DENSITY,
     ),
     Curves(
         name="train_loss",
@@ -71,7 +65,7 @@ figures = (
         caption=f"{_BARRIER}: cross-entropy of training images.",
         y="barrier.train_loss",
         y_title="barrier in training loss",
-        **_DENSITY,
+        **DENSITY,
     ),
     Curves(
         name="accuracy",
@@ -80,7 +74,7 @@ figures = (
         y="accuracy",
         y_title="test accuracy",
         percent_y=True,
-        **_DENSITY,
+        **DENSITY,
     ),
     Curves(
         name="matching",
@@ -101,7 +95,7 @@ figures = (
         "its own way.",
         y="apart",
         y_title="distance over way",
-        **_DENSITY,
+        **DENSITY,
     ),
 )
 

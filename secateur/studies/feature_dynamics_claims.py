@@ -8,6 +8,7 @@ from typing import Any
 
 from secateur.lab.verdicts import Claim
 from secateur.studies.figures import Branch, Curves
+from secateur.studies.gains import DENSITY
 from secateur.studies.lazy_toy_claims import citation as _toy
 from secateur.studies.measured import Measured, Row, numbers, paired
 
@@ -27,13 +28,6 @@ ARMS = {
 branches = tuple(ARMS.values())
 citation = _toy[:1]
 
-_X: dict[str, Any] = {
-    "x": "density",
-    "x_title": "weights remaining",
-    "x_log": True,
-    "x_reverse": True,
-    "percent_x": True,
-}
 _CAPTION = "|G - G_dense| / |G_dense| of the Gram matrices of pre-activations on the same examples"
 LAYERS = ("layer 1", "layer 2", "layer 3")
 _NTH = ("first", "second")
@@ -46,7 +40,7 @@ figures = (
             caption=f"{_CAPTION}, at the last step.",
             y=f"features.{layer}.relative_end",
             y_title="relative distance",
-            **_X,
+            **DENSITY,
         )
         for layer in LAYERS
     ),
@@ -57,7 +51,7 @@ figures = (
         "dense network that is not.",
         y="features.layer 1.relative_start",
         y_title="relative distance",
-        **_X,
+        **DENSITY,
     ),
     *(
         Curves(
@@ -67,7 +61,7 @@ figures = (
             "matrices equal but for their scale.",
             y=f"features.{layer}.centred_alignment_end",
             y_title="centred alignment",
-            **_X,
+            **DENSITY,
         )
         for layer in LAYERS
     ),
@@ -103,7 +97,7 @@ figures = (
         y="accuracy",
         y_title="test accuracy",
         percent_y=True,
-        **_X,
+        **DENSITY,
     ),
     Curves(
         name="loss",
@@ -112,7 +106,7 @@ figures = (
         y="loss",
         y_title="loss over variance",
         y_log=True,
-        **_X,
+        **DENSITY,
     ),
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from secateur.lab.verdicts import Claim
 from secateur.studies.figures import Branch, Curves
+from secateur.studies.gains import DENSITY
 from secateur.studies.lazy_toy_claims import citation as _toy
 from secateur.studies.measured import Measured, Row, numbers, paired
 
@@ -68,13 +69,6 @@ citation = (
 }""",
 )
 
-_X: dict[str, Any] = {
-    "x": "density",
-    "x_title": "weights remaining",
-    "x_log": True,
-    "x_reverse": True,
-    "percent_x": True,
-}
 _STEP: dict[str, Any] = {"x": "step", "x_title": "step", "x_log": True, "percent_y": True}
 figures = (
     *(
@@ -85,7 +79,7 @@ figures = (
             y=f"accuracy.{arm}.{way}",
             y_title="test accuracy",
             percent_y=True,
-            **_X,
+            **DENSITY,
         )
         for arm, about in ARMS.items()
         for way, words in WAYS.items()
@@ -99,7 +93,7 @@ figures = (
             y=f"kernel_moved.{arm}.rewind",
             y_title="movement of the kernel",
             y_log=True,
-            **_X,
+            **DENSITY,
         )
         for arm, about in ARMS.items()
     ),

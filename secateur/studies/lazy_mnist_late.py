@@ -12,11 +12,9 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from secateur.core.network import Network, Stats
-from secateur.core.trees import Mask, Params, apply_mask, density
+from secateur.core.trees import Params, apply_mask, density
 from secateur.features.records import movement_record
 from secateur.lab.cells import Cell, Result
 from secateur.networks.lazy import scaled_weights
@@ -29,13 +27,6 @@ from secateur.train.training import Fitted, Training
 
 FITTED = 0.99  # training accuracy that counts as fitted
 NEAR = 0.02  # below its best validation accuracy: from there on a network has generalised
-
-
-def _fit(
-    network: Network, params: Params, stats: Stats, mask: Mask, x: jax.Array, y: jax.Array
-) -> dict[str, jax.Array]:
-    right = jnp.argmax(network.apply(params, stats, x), axis=1) == y
-    return {"accuracy": jnp.mean(right.astype(jnp.float32))}
 
 
 def late(cell: Cell, fields: Any) -> Generator[Training, Fitted, Result]:
@@ -67,7 +58,7 @@ def late(cell: Cell, fields: Any) -> Generator[Training, Fitted, Result]:
 
     def asked(way: Any, level: int, begins: lottery.Start) -> Training:
         records = (
-            Record("fit", _fit, points, (x, y)),
+            Record("right", subsets.right, points, (x, y)),
             movement_record(begins.params, points),
         )
         return lottery.training(
@@ -106,7 +97,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """One row for the training, with its delay, then one for each evaluation."""
     steps = fitted.curve["step"]
-    fit = fitted.records["fit"]["accuracy"]
+    fit = fitted.records["right"]["accuracy"]
     moved = fitted.records["movement"]["relative"]
     validation = fitted.curve["validation_accuracy"]
     about = {

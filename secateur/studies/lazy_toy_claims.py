@@ -8,6 +8,7 @@ from typing import Any
 
 from secateur.lab.verdicts import Claim
 from secateur.studies.figures import Branch, Curves
+from secateur.studies.gains import DENSITY
 from secateur.studies.measured import Measured, Row, numbers
 
 REWINDS = ("rewind", "random", "none")
@@ -31,13 +32,6 @@ citation = (
 }""",
 )
 
-_X: dict[str, Any] = {
-    "x": "density",
-    "x_title": "weights remaining",
-    "x_log": True,
-    "x_reverse": True,
-    "percent_x": True,
-}
 figures = (
     *(
         Curves(
@@ -48,7 +42,7 @@ figures = (
             y=f"loss.{way}",
             y_title="loss over variance",
             y_log=True,
-            **_X,
+            **DENSITY,
         )
         for way, words in WAYS.items()
     ),
@@ -60,7 +54,7 @@ figures = (
         y="raw_loss.rewind",
         y_title="loss",
         y_log=True,
-        **_X,
+        **DENSITY,
     ),
     Curves(
         name="kernel_moved",
@@ -70,7 +64,7 @@ figures = (
         y="kernel_moved.rewind",
         y_title="movement of the kernel",
         y_log=True,
-        **_X,
+        **DENSITY,
     ),
 )
 

@@ -148,7 +148,7 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
     steps = tuple(range(0, fields.steps + 1, fields.evaluate_every))
 
     def watched(level: int, training: Training) -> Training:
-        seen = Record("right", _right, steps, (x, training.data.train.labels[at]))
+        seen = Record("right", subsets.right, steps, (x, training.data.train.labels[at]))
         return replace(training, records=(seen,))
 
     def row(
@@ -191,13 +191,6 @@ def work(cell: Cell, inputs: Mapping[str, Result]) -> Generator[Training, Fitted
             checks.append(fitted.checks)
     changed = float((truth.train.labels != data.train.labels).mean())
     return Result({"rows": rows, "changed": changed}, {}, gains.together(checks))
-
-
-def _right(network: Any, params: Any, stats: Any, mask: Any, x: Any, y: Any) -> dict[str, Any]:
-    """The share of examples that the network has right, as a record."""
-    import jax.numpy as jnp
-
-    return {"accuracy": jnp.mean(jnp.argmax(network.apply(params, stats, x), axis=-1) == y)}
 
 
 def _fit(right: Any, steps: Sequence[int]) -> dict[str, float]:

@@ -92,3 +92,10 @@ def probe(data: Sets, most: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.arange(count) * len(data.train) // count
     images = jnp.asarray(np.asarray(data.train.images[rows]))
     return np.asarray(normalise(images, np.asarray(data.mean), np.asarray(data.std))), rows
+
+
+def right(network: Any, params: Any, stats: Any, mask: Any, x: Any, y: Any) -> dict[str, Any]:
+    """The share of examples that the network has right, as a record."""
+    import jax.numpy as jnp
+
+    return {"accuracy": jnp.mean(jnp.argmax(network.apply(params, stats, x), axis=-1) == y)}
